@@ -1,0 +1,60 @@
+"""Encoders and the projector on top of them."""
+
+import torchvision
+from torch import Tensor, nn
+
+from companion.config import Config
+
+
+class Model(nn.Module):
+    """An encoder f and a projector g: the loss sees g(f(x)), the probes see f(x)."""
+
+    def __init__(self, encoder: nn.Module, features: int, hidden: int, dim: int):
+        super().__init__()
+        self.encoder = encoder
+        self.projector = nn.Sequential(
+            nn.Linear(features, hidden, bias=False),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, dim),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, c, h, w) in [0, 1] → (n, d) projections, not normalised: the losses do that."""
+        return self.projector(self.encoder(images))
+
+
+def small(channels: int, width: int) -> tuple[nn.Module, int]:
+    """Three strided convolutions, for CPUs: a 14×14 image costs a fraction of a millisecond."""
+    widths = [channels, width, 2 * width, 4 * width]
+    layers = []
+    for i, kernel in enumerate((4, 3, 3)):
+        layers += [
+            nn.Conv2d(widths[i], widths[i + 1], kernel, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(widths[i + 1]),
+            nn.ReLU(inplace=True),
+        ]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), widths[-1]
+
+
+def resnet(name: str, channels: int, image_size: int) -> tuple[nn.Module, int]:
+    """torchvision's ResNet without its classifier; below 64 pixels with the CIFAR stem (Chen et al. 2020, App. B.9):
+    a 3×3 stride-1 convolution and no max-pooling."""
+    net = torchvision.models.get_model(name, weights=None)
+    features = net.fc.in_features
+    net.fc = nn.Identity()
+    if image_size < 64:
+        net.conv1 = nn.Conv2d(channels, 64, 3, stride=1, padding=1, bias=False)
+        net.maxpool = nn.Identity()
+    elif channels != 3:
+        net.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+    return net, features
+
+
+def build(config: Config, channels: int) -> Model:
+    """The model that a :class:`Config` describes, randomly initialised from torch's global generator."""
+    if config.encoder == "small":
+        encoder, features = small(channels, config.width)
+    else:
+        encoder, features = resnet(config.encoder, channels, config.image_size)
+    return Model(encoder, features, config.projector_hidden, config.projector_dim)

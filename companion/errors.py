@@ -1,0 +1,37 @@
+"""The package's one exception and the checks of plain values that several modules share."""
+
+import difflib
+import math
+
+
+class CompanionError(ValueError):
+    """Bad input, told to the person who gave it: what was given, what was expected, what to do."""
+
+
+def choose(value, options, what: str):
+    """Return ``value`` if it is one of ``options``, else raise a :class:`CompanionError` that suggests the nearest."""
+    options = list(options)
+    if value in options:
+        return value
+    near = difflib.get_close_matches(str(value), map(str, options), n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise CompanionError(f"Unknown {what} {value!r}: expected one of {', '.join(map(str, options))}.{hint}")
+
+
+def positive(value, what: str, *, zero: bool = False) -> float:
+    """Return ``value`` if it is a finite number > 0 (or >= 0 with ``zero=True``), else raise."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (math.isfinite(number) and (number > 0 or (zero and number == 0))):
+        bound = "at least 0" if zero else "greater than 0"
+        raise CompanionError(f"{what} is {value!r}: expected a finite number {bound}.")
+    return value
+
+
+def whole(value, what: str, *, least: int) -> int:
+    """Return ``value`` if it is an integer >= ``least``, else raise."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise CompanionError(f"{what} is {value!r}: expected a whole number of at least {least}.")
+    return value

@@ -1,0 +1,23 @@
+"""Where things lie. Every other module asks here."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+_CHECKOUT = ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()  # installed without a checkout: work in the cwd
+
+
+def data_roots() -> list[Path]:
+    """Folders that may hold data sets, the user's own first: ``CONTRASTIVE_DATA``, then the project's ``data/``."""
+    own = os.environ.get("CONTRASTIVE_DATA")
+    return [*([Path(own).expanduser()] if own else []), _CHECKOUT / "data"]
+
+
+def results() -> Path:
+    """Folder of everything that is computed: ``CONTRASTIVE_RESULTS``, or the project's ``results/``."""
+    return Path(os.environ.get("CONTRASTIVE_RESULTS") or _CHECKOUT / "results").expanduser()
+
+
+def runs() -> Path:
+    """The run store."""
+    return results() / "runs"

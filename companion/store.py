@@ -1,0 +1,85 @@
+"""The run store: a run is whole or absent, and nobody trains what somebody else is training.
+
+A run is trained in a hidden folder and renamed into place when it is complete. Locks are the operating system's file
+locks: they vanish with the process that holds them, even after ``kill -9``.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from companion import paths
+from companion.errors import CompanionError
+
+
+def write(path: Path, content: bytes | str) -> None:
+    """Write a file whole or not at all: under a temporary name, flushed to disk, renamed.
+
+    Raises:
+        CompanionError: if the folder cannot be written or the disk is full; what was there before stays.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise CompanionError(
+            f"Cannot write {path} ({error.strerror or error}): free some space or make the folder writable, then run "
+            "again. Nothing was left half-written."
+        ) from error
+
+
+def _lock(name: str) -> FileLock:
+    folder = paths.runs() / ".locks"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.lock").touch()
+    except OSError as error:
+        raise CompanionError(
+            f"Cannot write to {paths.results()} ({error.strerror or error}): make it writable, or set "
+            "CONTRASTIVE_RESULTS to a folder that is."
+        ) from error
+    return FileLock(folder / f"{name}.lock")
+
+
+@contextlib.contextmanager
+def lock(name: str) -> Iterator[None]:
+    """Hold the lock ``name``, shared by every process that uses this run store; wait for it as long as it takes."""
+    with _lock(name):
+        yield
+
+
+@contextlib.contextmanager
+def slot(count: int) -> Iterator[None]:
+    """Hold one of ``count`` places to compute in: whatever runs in parallel, never more than ``count`` are busy."""
+    places = [_lock(f"slot-{i}") for i in range(count)]
+    while True:
+        for place in places:
+            try:
+                place.acquire(timeout=0)
+            except Timeout:
+                continue
+            try:
+                yield
+                return
+            finally:
+                place.release()
+        time.sleep(0.1)
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Rename a complete run into place."""
+    try:
+        os.rename(partial, final)
+    except OSError as error:
+        raise CompanionError(f"Cannot store {final} ({error.strerror or error}).") from error
