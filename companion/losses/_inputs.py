@@ -1,12 +1,27 @@
 """What every loss does to its input first: check it, and leave half precision behind."""
 
+import contextlib
 import functools
 import inspect
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 
 from companion.errors import CompanionError, positive
+
+
+_checking = ContextVar("checking", default=True)
+
+
+@contextlib.contextmanager
+def unchecked():
+    """Losses called inside do not check their embeddings: for torch.func.vmap, which cannot look at values."""
+    token = _checking.set(False)
+    try:
+        yield
+    finally:
+        _checking.reset(token)
 
 
 def check_embeddings(name: str, z: Tensor, *, least: int = 2) -> None:
@@ -48,10 +63,11 @@ def loss(function):
     @functools.wraps(function)
     def checked(*args, **kwargs):
         arguments = signature.bind(*args, **kwargs).arguments
-        if "u" in arguments:
-            check_views(arguments["u"], arguments["v"])
-        else:
-            check_embeddings("z", arguments["z"])
+        if _checking.get():
+            if "u" in arguments:
+                check_views(arguments["u"], arguments["v"])
+            else:
+                check_embeddings("z", arguments["z"])
         temperature = arguments.get("temperature")
         if temperature is not None and not isinstance(temperature, Tensor):  # a tensor is learned: no synchronisation
             positive(temperature, "temperature")
