@@ -20,6 +20,7 @@ class Similarity:
     """
 
     low, high = -math.inf, math.inf  # what a similarity lies between
+    symmetric = False  # whether s(a, b) = s(b, a) is known; then tiles compute such pairs once
 
     def __init__(self, function: Callable[[Tensor, Tensor], Tensor] | None = None):
         self._function = function
@@ -36,6 +37,10 @@ class Similarity:
         """(n,) similarities of prepared embeddings, row i with row i."""
         return torch.vmap(lambda x, y: self.matrix(x[None], y[None])[0, 0])(a, b)
 
+    def logits(self, a: Tensor, b: Tensor, temperature) -> Tensor:
+        """(n, k) similarities of prepared embeddings, over τ."""
+        return self.matrix(a, b) / temperature
+
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         return self.matrix(self.prepare(a), self.prepare(b))
 
@@ -50,7 +55,7 @@ class _Cosine(Similarity):
     from a metric: 1 - cosine breaks the triangle inequality.
     """
 
-    low, high = -1.0, 1.0
+    low, high, symmetric = -1.0, 1.0, True
 
     def prepare(self, a):
         return F.normalize(a, dim=1)
@@ -61,8 +66,11 @@ class _Cosine(Similarity):
     def pairs(self, a, b):
         return (a * b).sum(dim=1)
 
+    def logits(self, a, b, temperature):
+        return self.matrix(a / temperature, b)  # n·d divisions instead of n·k
 
-class _ArcLength(_Cosine):
+
+class _ArcLength(Similarity):
     """Negative arc length (Feeney & Hughes), 1 - θ/π for the angle θ between a and b, in [0, 1].
 
     Its pull does not fade with the angle, but d arccos(c)/dc = -1/√(1 - c²) is unbounded at c = ±1. The guard: c is
@@ -71,13 +79,16 @@ class _ArcLength(_Cosine):
     arccos(1 - ε)/π: 1.6e-4 in float32, 6.8e-9 in float64.
     """
 
-    low, high = 0.0, 1.0
+    low, high, symmetric = 0.0, 1.0, True
+
+    def prepare(self, a):
+        return F.normalize(a, dim=1)
 
     def matrix(self, a, b):
-        return self._of_cosine(super().matrix(a, b))
+        return self._of_cosine(a @ b.T)
 
     def pairs(self, a, b):
-        return self._of_cosine(super().pairs(a, b))
+        return self._of_cosine((a * b).sum(dim=1))
 
     @staticmethod
     def _of_cosine(c: Tensor) -> Tensor:
@@ -92,7 +103,7 @@ class _Euclidean(Similarity):
     gradient of two equal embeddings, which has no direction, is zero.
     """
 
-    high = 0.0
+    high, symmetric = 0.0, True
 
     def matrix(self, a, b):
         return -torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")

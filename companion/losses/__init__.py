@@ -6,8 +6,9 @@ over anchors. Hyperparameters are keyword-only.
 """
 
 from companion.losses.additive import siglip, spectral
-from companion.losses.auxiliary import vrns
-from companion.losses.hypersphere import align, uniform
+from companion.losses.auxiliary import vrns, vrns_parts
+from companion.losses.hypersphere import align, align_uniform, uniform
+from companion.losses.margin import batch_hard, contrastive_margin, lifted, triplet
 from companion.losses.softmax import (
     LogitScale,
     clip,
@@ -19,20 +20,30 @@ from companion.losses.softmax import (
     nt_xent,
     simple,
 )
+from companion.losses.supervised import eps_sup_info_nce, sincere, sup_con
 
 __all__ = [
     "LogitScale",
     "align",
+    "align_uniform",
+    "batch_hard",
     "clip",
+    "contrastive_margin",
     "dcl",
     "dclw",
     "dhel",
+    "eps_sup_info_nce",
     "hard_contrastive",
     "info_nce",
+    "lifted",
     "nt_xent",
     "siglip",
     "simple",
+    "sincere",
     "spectral",
+    "sup_con",
+    "triplet",
     "uniform",
     "vrns",
+    "vrns_parts",
 ]

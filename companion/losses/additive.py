@@ -5,12 +5,21 @@ from torch import Tensor
 
 from companion.errors import number, positive
 from companion.losses._inputs import loss
-from companion.losses._pairs import log1p_exp
-from companion.similarity import cosine, off_diagonal
+from companion.losses._pairs import log1p_exp, others, total
+from companion.similarity import cosine
 
 
 @loss
-def siglip(u: Tensor, v: Tensor, *, scale: float, bias: float, within_view: bool = False, similarity=cosine) -> Tensor:
+def siglip(
+    u: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    bias: float,
+    within_view: bool = False,
+    similarity=cosine,
+    tile: int | None = None,
+) -> Tensor:
     """SigLIP (Zhai et al. 2023, Algorithm 1): every pair on its own is classified as positive or negative.
 
     The logits are ``scale * s + bias``, SigLIP's own sign, where the bias starts at -10. Lee et al. (2025) write
@@ -22,7 +31,7 @@ def siglip(u: Tensor, v: Tensor, *, scale: float, bias: float, within_view: bool
         scale: t > 0, a number, or a tensor if it is learned; SigLIP starts at 10.
         bias: a number, or a tensor if it is learned; SigLIP starts at -10.
         within_view: add half the same sum over the pairs (u_i, u_j) and (v_i, v_j), i ≠ j: c₂ = 1.
-        similarity: as in :func:`companion.losses.info_nce`.
+        similarity, tile: as in :func:`companion.losses.info_nce`.
 
     Returns:
         Scalar, mean over n instances of the sum over their pairs, in (0, ∞).
@@ -36,12 +45,13 @@ def siglip(u: Tensor, v: Tensor, *, scale: float, bias: float, within_view: bool
     if not isinstance(bias, Tensor):
         number(bias, "bias")
     attract = log1p_exp(-(scale * similarity.paired(u, v) + bias)).mean()
-    repel = _negatives(lambda s: log1p_exp(scale * s + bias), u, v, within_view, similarity)
+    learned = [torch.as_tensor(x, dtype=u.dtype, device=u.device) for x in (scale, bias)]
+    repel = _negatives(lambda s, t, b: log1p_exp(t * s + b), u, v, within_view, similarity, tile, learned)
     return attract + (len(u) - 1) * repel
 
 
 @loss
-def spectral(u: Tensor, v: Tensor, *, within_view: bool = False, similarity=cosine) -> Tensor:
+def spectral(u: Tensor, v: Tensor, *, within_view: bool = False, similarity=cosine, tile: int | None = None) -> Tensor:
     """Spectral contrastive loss, -mean s⁺ + mean (s⁻)², as Lee et al. (2025) write it.
 
     HaoChen et al. (2021, Eq. 6) weight the positives by 2 and do not normalise the embeddings.
@@ -50,7 +60,7 @@ def spectral(u: Tensor, v: Tensor, *, within_view: bool = False, similarity=cosi
         u: (n, d) first view.
         v: (n, d) second view.
         within_view: add the mean of s² over within-view pairs: c₂ = 1.
-        similarity: as in :func:`companion.losses.info_nce`.
+        similarity, tile: as in :func:`companion.losses.info_nce`.
 
     Returns:
         Scalar in [-1, 3] with cosine similarity.
@@ -58,12 +68,14 @@ def spectral(u: Tensor, v: Tensor, *, within_view: bool = False, similarity=cosi
     Raises:
         CompanionError: if the embeddings are not two finite (n, d) views with n >= 2.
     """
-    return _negatives(torch.square, u, v, within_view, similarity) - similarity.paired(u, v).mean()
+    return _negatives(torch.square, u, v, within_view, similarity, tile) - similarity.paired(u, v).mean()
 
 
-def _negatives(term, u: Tensor, v: Tensor, within_view: bool, similarity) -> Tensor:
-    """Mean of `term` over the n(n-1) cross-view negatives, and with `within_view` plus that over within-view ones."""
-    mean = term(off_diagonal(similarity(u, v))).mean()
-    if within_view:
-        mean = mean + (term(off_diagonal(similarity(u, u))).mean() + term(off_diagonal(similarity(v, v))).mean()) / 2
-    return mean
+def _negatives(term, u: Tensor, v: Tensor, within_view: bool, similarity, tile, shared=()) -> Tensor:
+    """Mean of `term` over the n(n-1) cross-view negatives; with `within_view`, plus that over within-view ones."""
+
+    def mean(a, b):
+        n = len(a)
+        return total(term, a, b, similarity, others(n), shared=shared, tile=tile) / (n * (n - 1))
+
+    return mean(u, v) + (mean(u, u) + mean(v, v)) / 2 if within_view else mean(u, v)
