@@ -17,21 +17,21 @@ from torch.utils.checkpoint import checkpoint
 from companion.similarity import Similarity
 
 
-def log_sum_exp(a: Tensor, b: Tensor, temperature, similarity: Similarity, keep, tile: int) -> tuple[Tensor, Tensor]:
+def log_sum_exp(a: Tensor, b: Tensor, temperature, similarity: Similarity, skip, tile: int) -> tuple[Tensor, Tensor]:
     """(n,) log Σ_j exp(s(a_i, b_j)/τ) over the kept pairs, and (k,) log Σ_i exp(s(a_i, b_j)/τ), from one pass.
 
     The gradient takes a second pass, since a softmax can be formed only after its sum is known.
     """
     left, right = _prepared(a, b, similarity)
     temperature = torch.as_tensor(temperature, dtype=a.dtype, device=a.device)
-    rows, columns = _LogSumExp.apply(left, right, temperature, similarity, keep, tile)
+    rows, columns = _LogSumExp.apply(left, right, temperature, similarity, skip, tile)
     return rows, rows if columns is None else columns
 
 
-def total(term, a: Tensor, b: Tensor, similarity: Similarity, keep, rows, shared, tile: int) -> Tensor:
+def total(term, a: Tensor, b: Tensor, similarity: Similarity, skip, rows, shared, tile: int) -> Tensor:
     """Σ of ``term(s(a_i, b_j), *rows_i, *shared)`` over the kept pairs; its gradient is formed in the same pass."""
     left, right = _prepared(a, b, similarity)
-    form = (term, similarity, keep, tile, len(rows), torch.is_grad_enabled())
+    form = (term, similarity, skip, tile, len(rows), torch.is_grad_enabled())
     return _Total.apply(form, left, right, *rows, *shared)
 
 
@@ -45,7 +45,7 @@ class _LogSumExp(torch.autograd.Function):
     """Inputs: prepared embeddings a and b; b = None stands for a with itself, and its columns are None then."""
 
     @staticmethod
-    def forward(ctx, a, b, temperature, similarity, keep, tile):
+    def forward(ctx, a, b, temperature, similarity, skip, tile):
         symmetric, right = b is None, a if b is None else b
         extent = max(abs(similarity.low), abs(similarity.high)) / temperature.item()
         bounded = extent < 0.7 * math.log(torch.finfo(a.dtype).max)  # every exponential, and their sum, is in range
@@ -53,7 +53,7 @@ class _LogSumExp(torch.autograd.Function):
         columns = rows if symmetric else a.new_full((len(b),), 0 if bounded else -torch.inf)
         for i, j in _tiles(len(a), len(right), tile, symmetric):
             logits = similarity.logits(a[_slice(i)], right[_slice(j)], temperature)
-            mask = keep(i, j, a.device) if keep else None
+            mask = skip(i, j, a.device) if skip else None
             sides = [(rows[_slice(i)], 1)] if symmetric and i == j else [(rows[_slice(i)], 1), (columns[_slice(j)], 0)]
             if bounded:
                 exponentials = _drop(logits.exp_(), mask, 0)
@@ -66,14 +66,14 @@ class _LogSumExp(torch.autograd.Function):
         if bounded:
             rows, columns = rows.log(), columns.log()
         ctx.save_for_backward(a, b, temperature, rows, rows if symmetric else columns)
-        ctx.form = similarity, keep, tile, bounded
+        ctx.form = similarity, skip, tile, bounded
         return rows, None if symmetric else columns
 
     @staticmethod
     @once_differentiable
     def backward(ctx, of_rows, of_columns):
         a, b, temperature, rows, columns = ctx.saved_tensors
-        similarity, keep, tile, bounded = ctx.form
+        similarity, skip, tile, bounded = ctx.form
         symmetric, right = b is None, a if b is None else b
         of_columns = of_rows if symmetric else of_columns
         grad_a, grad_t = torch.zeros_like(a), torch.zeros_like(temperature)
@@ -95,7 +95,7 @@ class _LogSumExp(torch.autograd.Function):
                 slope = (x - rows[_slice(i), None]).exp_().mul_(of_rows[_slice(i), None])
                 if not once:
                     slope += (x - columns[_slice(j)]).exp_().mul_(of_columns[_slice(j)])
-            slope = _drop(slope, keep(i, j, a.device) if keep else None, 0)
+            slope = _drop(slope, skip(i, j, a.device) if skip else None, 0)
             parts = torch.autograd.grad(logits, leaves, slope)
             for grad, part in zip((grad_a[_slice(i)], grad_b[_slice(j)], grad_t), parts, strict=True):
                 grad += part
@@ -107,7 +107,7 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, form, a, b, *tensors):
-        term, similarity, keep, tile, n_rows, differentiate = form
+        term, similarity, skip, tile, n_rows, differentiate = form
         symmetric, inputs = b is None, (a, a if b is None else b, *tensors)
         differentiate = differentiate and any(ctx.needs_input_grad)
         grads = [torch.zeros_like(x) for x in inputs] if differentiate else []
@@ -126,7 +126,7 @@ class _Total(torch.autograd.Function):
         value = a.new_zeros(())
         for i, j in _tiles(len(a), len(inputs[1]), tile, symmetric):
             used.clear()
-            mask = keep(i, j, a.device)
+            mask = skip(i, j, a.device)
             with torch.set_grad_enabled(differentiate):
                 s = similarity.matrix(leaf(0, _slice(i)), leaf(1, _slice(j)))
                 shared = [leaf(k, ...) for k in range(2 + n_rows, len(inputs))]
@@ -166,5 +166,5 @@ def _slice(indices: range) -> slice:
 
 
 def _drop(values: Tensor, mask: Tensor | None, by: float) -> Tensor:
-    """`values` where `mask` is true or there is none, else `by`."""
-    return values if mask is None else values.masked_fill(~mask, by)
+    """`by` where `mask` is true, else `values`."""
+    return values if mask is None else values.masked_fill(mask, by)
