@@ -5,15 +5,13 @@ Three modules: ``exact`` (closed forms), ``additive`` (the independently additiv
 """
 
 from companion.theory.additive import (
-    Additive,
     Optimum,
     optimum,
     separates,
-    siglip,
     siglip_boundaries,
     siglip_optimum,
     siglip_separates,
-    spectral,
+    terms,
 )
 from companion.theory.exact import (
     Moments,
@@ -31,7 +29,6 @@ from companion.theory.exact import (
 from companion.theory.optimise import Trajectory, optimise
 
 __all__ = [
-    "Additive",
     "Moments",
     "Optimum",
     "Trajectory",
@@ -45,12 +42,11 @@ __all__ = [
     "positive_bound",
     "separates",
     "shifted_simplex",
-    "siglip",
     "siglip_boundaries",
     "siglip_optimum",
     "siglip_separates",
     "simplex_batches",
     "simplex_etf",
-    "spectral",
+    "terms",
     "variance_bounds",
 ]

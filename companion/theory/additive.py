@@ -1,70 +1,43 @@
-"""The independently additive family (Lee et al. 2025, Definition 3.2) and its exact optimum."""
+"""The independently additive family (Lee et al. 2025, Definition 3.2): exact optimum, excessive separation.
+
+The loss is -(1/n) Σ φ(u_iᵀv_i) + 1/(n(n-1)) Σ_{i≠j} ψ(u_iᵀv_j) with φ concave, ψ convex, both increasing on [-1, 1];
+within-view negatives are left out, c₂ = 0. φ and ψ act elementwise on tensors. Hyperparameters inside them may be
+tensors too, and then everything here works on their whole grid at once.
+"""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid, normalize
+from torch.nn.functional import logsigmoid
 
 from companion.errors import CompanionError, whole
-from companion.similarity import off_diagonal
+from companion.losses.families import ADDITIVE_FAMILY, Member
+
+Term = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Additive:
-    """-(1/n) Σ φ(u_iᵀv_i) + 1/(n(n-1)) Σ_{i≠j} ψ(u_iᵀv_j), with within-view negatives if c₂ = 1.
-
-    φ and ψ act elementwise on tensors. The theorems ask for φ concave, ψ convex, both increasing on [-1, 1]. Hyperparameters
-    inside φ and ψ may be tensors: everything below then works on the whole grid at once.
-    """
-
-    phi: Callable[[Tensor], Tensor]
-    psi: Callable[[Tensor], Tensor]
-    within_view: bool = False  # c₂
-
-    def __call__(self, u: Tensor, v: Tensor) -> Tensor:
-        """The loss of two (n, d) views, L2-normalised here; a scalar, without any check, so that it can be vmapped."""
-        u, v = normalize(u, dim=1), normalize(v, dim=1)
-        value = self._repulsion(u, v) - self.phi((u * v).sum(dim=1)).mean()
-        return value + (self._repulsion(u, u) + self._repulsion(v, v)) / 2 if self.within_view else value
-
-    def _repulsion(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.psi(off_diagonal(a @ b.T)).mean()
+def terms(member: Member, n: int, **hyperparameters) -> tuple[Term, Term]:
+    """φ and ψ of a named loss of :data:`companion.losses.families.ADDITIVE_FAMILY` at given hyperparameters."""
+    return partial(member.phi, n=n, **hyperparameters), partial(member.psi, n=n, **hyperparameters)
 
 
-def siglip(n: int, scale, bias, *, within_view: bool = False) -> Additive:
-    """SigLIP (Zhai et al. 2023) as a member of the family: φ(x) = log σ(tx + bias), ψ(x) = -(n-1) log σ(-tx - bias).
-
-    Args:
-        n: number of instances.
-        scale: t > 0, number or tensor.
-        bias: SigLIP's own sign (the logits are t·s + bias); Lee et al. (2025) write b = -bias.
-        within_view: c₂ = 1.
-    """
-    return Additive(
-        phi=lambda x: logsigmoid(scale * x + bias),
-        psi=lambda x: -(n - 1) * logsigmoid(-scale * x - bias),
-        within_view=within_view,
-    )
-
-
-def spectral(*, within_view: bool = False) -> Additive:
-    """The spectral loss (HaoChen et al. 2021): φ(x) = x, ψ(x) = x². Not a member: ψ falls on [-1, 0]."""
-    return Additive(phi=lambda x: x, psi=torch.square, within_view=within_view)
-
-
-def separates(loss: Additive, n: int) -> Tensor:
+def separates(phi: Term, psi: Term, n: int) -> Tensor:
     """Condition (8) of Lee et al. (2025, Theorem 5.3): φ′(1) < (n-2)/(2(n-1))·ψ′(-1/(n-1)).
 
-    Where it holds, and there are no within-view negatives and d >= n, the full batch ends excessively separated:
-    s_pos < 1 and s_neg < -1/(n-1). For SigLIP it is :func:`siglip_separates`.
+    Where it holds, and d >= n, the full batch ends excessively separated: s_pos < 1 and s_neg < -1/(n-1). For SigLIP it
+    is :func:`siglip_separates`.
+
+    Args:
+        phi: φ, of a positive's similarity, elementwise.
+        psi: ψ, of a negative's similarity.
+        n: number of instances, at least 2.
     """
-    if loss.within_view:
-        return torch.zeros_like(_slope(loss.phi, 1), dtype=torch.bool)
-    return _slope(loss.phi, 1) < (n - 2) / (2 * (n - 1)) * _slope(loss.psi, -1 / (n - 1))
+    whole(n, "n", least=2)
+    return _slope(phi, 1) < (n - 2) / (2 * (n - 1)) * _slope(psi, -1 / (n - 1))
 
 
 def siglip_separates(n: int, scale, bias) -> Tensor:
@@ -119,23 +92,23 @@ class Optimum(NamedTuple):
         return (self.a > 0).int() + (self.a == 1).int()
 
 
-def optimum(loss: Additive, n: int) -> Optimum:
-    """The exact full-batch optimum of an additive loss over all unit embeddings with d >= n.
+def optimum(phi: Term, psi: Term, n: int) -> Optimum:
+    """The exact full-batch optimum of an additive loss with (c₁, c₂) = (1, 0) over all unit embeddings with d >= n.
 
     By convexity no configuration is better than one with all positives equal and all negatives equal; by the sharp
     :func:`companion.theory.positive_bound` the shifted simplices are the best of those. The loss of a shifted simplex
-    is convex in x = a², so one bisection on its slope finds the minimum. With within-view negatives it is a = 0
-    (Theorem 5.1).
+    is convex in x = a², so one bisection on its slope finds the minimum. (With c₂ = 1 it is a = 0: Theorem 5.1.)
 
     Args:
-        loss: φ and ψ, whose hyperparameters may be tensors.
+        phi: φ, of a positive's similarity, elementwise.
+        psi: ψ, of a negative's similarity.
         n: number of instances, at least 2.
 
     Raises:
         CompanionError: if φ or ψ is not increasing on [-1, 1], where the reasoning fails (the spectral loss).
     """
     whole(n, "n", least=2)
-    if (_slope(loss.psi, -1) < 0).any() or (_slope(loss.phi, 1) < 0).any():
+    if (_slope(psi, -1) < 0).any() or (_slope(phi, 1) < 0).any():
         raise CompanionError(
             "φ or ψ is not increasing on [-1, 1]: its optimum need not be a shifted simplex (the spectral loss ends in "
             "an orthonormal frame). Use companion.theory.optimise instead."
@@ -148,21 +121,18 @@ def optimum(loss: Additive, n: int) -> Optimum:
         return -(1 - x) / (n - 1) - x
 
     def slope(x):
-        return 2 * _slope(loss.phi, s_pos(x)) - (n - 2) / (n - 1) * _slope(loss.psi, s_neg(x))
+        return 2 * _slope(phi, s_pos(x)) - (n - 2) / (n - 1) * _slope(psi, s_neg(x))
 
     low = torch.zeros_like(slope(0.0))
     high = torch.ones_like(low)
-    aligned = slope(low) >= 0 if not loss.within_view else torch.ones_like(low, dtype=torch.bool)
+    aligned = slope(low) >= 0
     antipodal = (slope(high) <= 0) & ~aligned
     for _ in range(60):  # float64 holds 53 bits
         middle = (low + high) / 2
         rising = slope(middle) > 0
         low, high = torch.where(rising, low, middle), torch.where(rising, middle, high)
     x = ((low + high) / 2).masked_fill(aligned, 0).masked_fill(antipodal, 1)
-    value = loss.psi(s_neg(x)) - loss.phi(s_pos(x))
-    if loss.within_view:
-        value = value + loss.psi(s_neg(x))
-    return Optimum(x.sqrt(), s_pos(x), s_neg(x), value)
+    return Optimum(x.sqrt(), s_pos(x), s_neg(x), psi(s_neg(x)) - phi(s_pos(x)))
 
 
 def siglip_optimum(n: int, scale, bias) -> Optimum:
@@ -179,7 +149,9 @@ def siglip_optimum(n: int, scale, bias) -> Optimum:
     Raises:
         CompanionError: if n < 2, t is not positive, or a value is not finite.
     """
-    return optimum(siglip(n, *_hyperparameters(scale, bias)), n)
+    scale, bias = _hyperparameters(scale, bias)
+    siglip = next(member for member in ADDITIVE_FAMILY if member.name == "SigLIP")
+    return optimum(*terms(siglip, n, scale=scale, bias=bias), n)
 
 
 def _slope(f: Callable[[Tensor], Tensor], x) -> Tensor:

@@ -48,8 +48,8 @@ def optimise(
     """Minimise a loss over n pairs of unit embeddings in R^d, in float64, for all seeds and a whole grid at once.
 
     Args:
-        loss: ``loss(u, v, **hyperparameters)`` of two (m, d) views, a scalar: a function of :mod:`companion.losses`, an
-            :class:`companion.theory.Additive`, or a formula made of such. It is vectorised by :func:`torch.func.vmap`.
+        loss: ``loss(u, v, **hyperparameters)`` of two (m, d) views, a scalar: a function of :mod:`companion.losses`, or
+            a formula made of such. It is vectorised by :func:`torch.func.vmap`.
         n: number of instances.
         d: dimension.
         m: batch size that divides n: what is minimised is the mean of the loss over the n/m batches. Default: n.
