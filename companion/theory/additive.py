@@ -154,10 +154,12 @@ def siglip_optimum(n: int, scale, bias) -> Optimum:
     return optimum(*terms(siglip, n, scale=scale, bias=bias), n)
 
 
-def _slope(f: Callable[[Tensor], Tensor], x) -> Tensor:
+def _slope(f: Term, x) -> Tensor:
     """f′(x) elementwise, in the shape to which x and the hyperparameters inside f broadcast."""
     x = torch.as_tensor(x, dtype=torch.float64)
-    return torch.func.jvp(f, (x,), (torch.ones_like(x),))[1]
+    with torch.enable_grad():
+        x = x.detach().expand(f(x).shape).clone().requires_grad_()
+        return torch.autograd.grad(f(x).sum(), x)[0]
 
 
 def _hyperparameters(scale, bias) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ class Trajectory:
     """How embeddings moved. ``runs`` stands for (seeds, *grid): each seed starts alike at every point of the grid."""
 
     steps: list[int]  # (k,) the recorded steps; 0 is the start
-    loss: Tensor  # (k, *runs) the loss that was minimised, of a reshuffled partition on fresh batches
+    loss: Tensor  # (k, *runs) the loss that was minimised, of a reshuffled partition on that step's batches
     s_pos: Tensor  # (k, *runs) mean similarity of the positives
     s_neg: Tensor  # (k, *runs) mean similarity of all cross-view negatives, whether in one batch or not
     variance: Tensor  # (k, *runs) variance of those
@@ -57,8 +57,8 @@ def optimise(
         seeds: of the start, uniform on the sphere, and of the reshuffling.
         given: hyperparameters of the loss over a grid: numbers or tensors that broadcast to its shape.
         trained: the same for hyperparameters that are trained along, with their first values.
-        method: ``lbfgs`` with a strong Wolfe line search, for exact optima (all runs share its steps), or ``adam``, for
-            paths that resemble training; its rate falls to 0 along a cosine.
+        method: ``lbfgs`` with a strong Wolfe line search, for exact optima or ``adam``, for paths that
+            resemble training; its rate falls to 0 along a cosine.
         steps: number of iterations; L-BFGS ends sooner once nothing moves.
         learning_rate: of Adam.
         record: how often to record, evenly spread, beside the start.
@@ -68,72 +68,91 @@ def optimise(
         CompanionError: for sizes that do not fit, an unknown method or partition, L-BFGS on a reshuffled partition,
             hyperparameters that do not broadcast, or a loss that leaves the finite numbers.
     """
-    batches = batch_count(n, n if m is None else m)
     choose(method, METHODS, "method")
-    whole(d, "d", least=1)
     whole(steps, "steps", least=1)
-    whole(record, "record", least=1)
+    interval = max(1, steps // whole(record, "record", least=1))
     positive(learning_rate, "learning_rate")
     if choose(partition, PARTITIONS, "partition") == "reshuffled" and method == "lbfgs":
         raise CompanionError("L-BFGS needs a loss that stays the same: use method='adam' with a reshuffled partition.")
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    start = [torch.randn(2, n, d, dtype=torch.float64, generator=generator) for generator in generators]
-    shape, hyperparameters = _broadcast(len(generators), {**(given or {}), **(trained or {})})
-    points = shape[1:].numel()  # of the grid
-    trained = {name: hyperparameters.pop(name) for name in trained or {}}
-    views = normalize(torch.stack(start), dim=-1).repeat_interleave(points, dim=0)  # (runs, 2, n, d)
-    x = torch.cat(
-        [views.flatten(1), *(value[:, None] for value in trained.values())], dim=1
-    )  # (runs, p) all that moves
-
-    def unpack(x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        views, *values = x.split([2 * n * d, *(1 for _ in trained)], dim=1)
-        return normalize(views.view(-1, 2, n, d), dim=-1), dict(zip(trained, (v[:, 0] for v in values), strict=True))
-
-    def one_batch(pair: Tensor, values: dict[str, Tensor]) -> Tensor:  # (2, m, d) → ()
-        return loss(pair[0], pair[1], **values)
-
-    batchwise = torch.func.vmap(torch.func.vmap(one_batch, in_dims=(0, None)))
-
-    def objective(x: Tensor, runs: Tensor) -> Tensor:  # the rows x and numbers of some runs → (len(runs),)
-        z, values = unpack(x)
-        values |= {name: value[runs] for name, value in hyperparameters.items()}
-        if partition == "reshuffled":
-            orders = torch.stack([torch.randperm(n, generator=generator) for generator in generators])  # (seeds, n)
-            z = z.gather(2, orders[runs // points][:, None, :, None].expand_as(z))
-        with unchecked():
-            return batchwise(z.unflatten(2, (batches, -1)).movedim(2, 1), values).mean(dim=1)
-
-    one_batch(views[0].unflatten(1, (batches, -1))[:, 0], {k: v[0] for k, v in {**hyperparameters, **trained}.items()})
+    problem = _Problem(loss, n, d, m, list(seeds), given or {}, trained or {}, partition == "reshuffled")
     records = []
 
     def note(step: int, x: Tensor) -> None:
-        value = objective(x, torch.arange(len(x)))
+        with torch.no_grad():
+            value, (z, values) = problem(x, torch.arange(len(x))), problem.unpack(x)
         if not torch.isfinite(value).all():
-            raise CompanionError(f"The loss is not finite after {step} steps: lower the learning rate.")
-        z, values = unpack(x)
-        u, v = z.unbind(1)
+            raise CompanionError(f"The loss is not finite after {step} steps: check its hyperparameters.")
         if records and not frames:
             del records[-1]["u"], records[-1]["v"]
+        u, v = z.unbind(1)
         records.append({"steps": step, "loss": value, **moments(u, v)._asdict(), "u": u, "v": v, **values})
 
-    interval = max(1, steps // record)
+    note(0, problem.start)
     if method == "lbfgs":
-        _lbfgs(objective, x, steps, interval, note)
+        _lbfgs(problem, steps, interval, note)
     else:
-        _adam(objective, x, steps, interval, note, learning_rate, 2 * n * d, d)
+        _adam(problem, steps, interval, note, learning_rate)
 
     def series(name: str) -> Tensor:
-        return torch.stack([r[name].unflatten(0, shape) for r in records if name in r])
+        return torch.stack([r[name].unflatten(0, problem.shape) for r in records if name in r])
 
     return Trajectory(
         steps=[r["steps"] for r in records],
-        trained={name: series(name) for name in trained},
+        trained={name: series(name) for name in problem.trained},
         **{name: series(name) for name in ("loss", "s_pos", "s_neg", "variance", "u", "v")},
     )
 
 
-def _lbfgs(objective, x: Tensor, steps: int, interval: int, note, *, memory: int = 20) -> None:
+class _Problem:
+    """The objective of all runs: from x, one row a run with all that moves, to one number a run."""
+
+    def __init__(self, loss, n: int, d: int, m: int | None, seeds: list[int], given, trained, reshuffled: bool):
+        self.batches, self.n, self.d = batch_count(n, n if m is None else m), n, whole(d, "d", least=1)
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        views = torch.stack([torch.randn(2, n, d, dtype=torch.float64, generator=g) for g in self.generators])
+        self.shape, hyperparameters = _broadcast(len(seeds), {**given, **trained})
+        first = {name: value[0] for name, value in hyperparameters.items()}
+        self.points = self.shape[1:].numel()  # of the grid
+        self.trained = list(trained)
+        moving = [hyperparameters.pop(name)[:, None] for name in trained]
+        self.given = hyperparameters
+        views = normalize(views, dim=-1).repeat_interleave(self.points, dim=0)  # (runs, 2, n, d)
+        self.start = torch.cat([views.flatten(1), *moving], dim=1)  # (runs, p)
+        self.reshuffled, self.orders = reshuffled, torch.arange(n).expand(len(seeds), n)
+        self.shuffle()
+
+        def of_batch(pair: Tensor, values: dict[str, Tensor]) -> Tensor:  # (2, m, d) → ()
+            return loss(pair[0], pair[1], **values)
+
+        self.of_batches = torch.func.vmap(torch.func.vmap(of_batch, in_dims=(0, None)))
+        of_batch(views[0, :, : n // self.batches], first)  # once with its checks
+
+    def shuffle(self) -> None:
+        """Draw new batches, if the partition is not fixed; each seed has its own."""
+        if self.reshuffled:
+            self.orders = torch.stack([torch.randperm(self.n, generator=g) for g in self.generators])  # (seeds, n)
+
+    def unpack(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(runs, p) → (runs, 2, n, d) unit vectors, and (runs,) each trained hyperparameter."""
+        views, *values = x.split([2 * self.n * self.d, *(1 for _ in self.trained)], dim=1)
+        z = normalize(views.reshape(-1, 2, self.n, self.d), dim=-1)
+        return z, {name: value[:, 0] for name, value in zip(self.trained, values, strict=True)}
+
+    def __call__(self, x: Tensor, runs: Tensor) -> Tensor:
+        """The rows of x and the numbers of the runs that they belong to → (len(runs),)."""
+        z, values = self.unpack(x)
+        values |= {name: value[runs] for name, value in self.given.items()}
+        order = self.orders[runs // self.points][:, None, :, None].expand_as(z)
+        batches = z.gather(2, order).unflatten(2, (self.batches, -1)).movedim(2, 1)  # (runs, batches, 2, m, d)
+        with unchecked():
+            return self.of_batches(batches, values).mean(dim=1)
+
+    def project(self, x: Tensor) -> Tensor:
+        """The same directions at length 1."""
+        return torch.cat([self.unpack(x)[0].flatten(1), x[:, 2 * self.n * self.d :]], dim=1)
+
+
+def _lbfgs(problem: _Problem, steps: int, interval: int, note, *, memory: int = 20) -> None:
     """L-BFGS with a backtracking line search (Nocedal & Wright, Algorithms 7.4 and 3.1), each run on its own.
 
     torch.optim.LBFGS would give all runs one step length and one memory, so that a stiff run holds up the others.
@@ -141,10 +160,10 @@ def _lbfgs(objective, x: Tensor, steps: int, interval: int, note, *, memory: int
 
     def evaluate(x: Tensor, runs: Tensor) -> tuple[Tensor, Tensor]:  # → (runs, 1), (runs, p)
         x = x.detach().requires_grad_()
-        value = objective(x, runs)
+        value = problem(x, runs)
         return value.detach()[:, None], torch.autograd.grad(value.sum(), x)[0]
 
-    note(0, x)
+    x = problem.start
     value, gradient = evaluate(x, torch.arange(len(x)))
     pairs = []  # (move, change of the gradient, 1 / their product), the newest last; 1 / product = 0: not used
     stalls = torch.zeros(len(x), dtype=torch.int)  # steps that did not lower the loss: only rounding is left
@@ -201,19 +220,18 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(dim=1, keepdim=True)
 
 
-def _adam(objective, x: Tensor, steps: int, interval: int, note, learning_rate: float, size: int, d: int) -> None:
-    note(0, x)
-    runs = torch.arange(len(x))
-    x = x.clone().requires_grad_()
+def _adam(problem: _Problem, steps: int, interval: int, note, learning_rate: float) -> None:
+    x, runs = problem.start.clone().requires_grad_(), torch.arange(len(problem.start))
     optimiser = torch.optim.Adam([x], lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for step in range(1, steps + 1):
+        problem.shuffle()
         optimiser.zero_grad()
-        objective(x, runs).sum().backward()
+        problem(x, runs).sum().backward()
         optimiser.step()
         schedule.step()
-        with torch.no_grad():  # back to the sphere, or the growing length would slow the embeddings down
-            x[:, :size] = normalize(x[:, :size].unflatten(1, (-1, d)), dim=-1).flatten(1)
+        with torch.no_grad():
+            x.copy_(problem.project(x))  # or their growing length would slow the embeddings down
         if step % interval == 0 or step == steps:
             note(step, x.detach().clone())
 
@@ -226,5 +244,8 @@ def _broadcast(seeds: int, hyperparameters: Mapping) -> tuple[torch.Size, dict[s
     except RuntimeError:
         shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in tensors.items())
         raise CompanionError(f"The hyperparameters have shapes {shapes}: expected shapes that broadcast.") from None
+    for name, x in tensors.items():
+        if not torch.isfinite(x).all():
+            raise CompanionError(f"{name} is {x.tolist()}: expected finite numbers.")
     shape = torch.Size((seeds, *grid))
     return shape, {name: x.detach().expand(shape).flatten().clone() for name, x in tensors.items()}
