@@ -27,8 +27,7 @@ from companion import data, encoders, losses, metrics, paths, probe, progress, s
 from companion.augment import TwoViews
 from companion.config import Config
 
-MEASURED_PAIRS = 5000  # positive pairs behind each reported similarity statistic, as in the paper's Table 1
-TRACKED_PAIRS = 512  # the same along the training, after every epoch
+TRACKED_PAIRS = 256  # positive pairs behind the similarity statistics of the history, after every epoch
 AUGMENTED = 1024  # images that are augmented at once
 
 
@@ -61,9 +60,9 @@ class Run:
         """The images that the run was trained, tuned and tested on."""
         return load_data(self.config)
 
-    def two_views(self, pairs: int = MEASURED_PAIRS) -> tuple[Tensor, Tensor, Tensor]:
+    def two_views(self) -> tuple[Tensor, Tensor, Tensor]:
         """Projections u, v (k, d) of two augmented views of k training images, and their labels (k,)."""
-        return two_views(self.model(), self.config, self.data().train, pairs)
+        return two_views(self.model(), self.config, self.data().train, self.config.measured_pairs)
 
 
 def run(config: Config) -> Run:
@@ -159,7 +158,7 @@ def measure(model: encoders.Model, config: Config, images: data.Data) -> dict[st
     Similarity statistics, alignment and uniformity on the projections of augmented training images, as the papers have
     it; probes and tolerance on the encoder's features of unaugmented images. Accuracies are in [0, 1].
     """
-    u, v, y = two_views(model, config, images.train, MEASURED_PAIRS)
+    u, v, y = two_views(model, config, images.train, config.measured_pairs)
     (train, y_train), validation, test = (_features(model, s) for s in (images.train, images.validation, images.test))
     held_out = [s for s in (validation, test) if len(s[1])]
     linear, nearest = probe.linear_probe(train, y_train, *held_out), probe.knn(train, y_train, *held_out)
