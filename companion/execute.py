@@ -27,12 +27,14 @@ def execute(notebook: Path, out: Path, parameters: dict) -> None:
     known = papermill.inspect_notebook(notebook)
     for name in parameters:
         choose(name, known, f"parameter of {notebook.name}")
+    if os.environ.get("CONTRASTIVE_DATA"):  # a kernel may run elsewhere
+        os.environ["CONTRASTIVE_DATA"] = str(Path(os.environ["CONTRASTIVE_DATA"]).expanduser().resolve())
     failed = out.with_suffix(".failed.ipynb")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("r") as used:
         os.environ["CONTRASTIVE_USED_RUNS"] = used.name
         os.environ["CONTRASTIVE_PROGRESS"] = os.ttyname(2) if sys.stderr.isatty() else "off"
-        papermill.execute_notebook(notebook, failed, parameters, progress_bar=False, cwd=notebook.parent)
+        papermill.execute_notebook(notebook, failed, parameters, progress_bar=False)
         runs = sorted({line.strip() for line in used})
     os.replace(failed, out)
     # If a run is deleted, Make sees a missing prerequisite and runs this notebook again.
