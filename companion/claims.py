@@ -45,7 +45,8 @@ class Claim:
     source: str  # paper and place in it
     notebook: str  # the notebook that tests it
     statement: str
-    expected: dict[str, str] = field(default_factory=dict)  # profile → verdict; profiles that do not test it are absent
+    expected: dict[str, str] = field(default_factory=dict)  # profile → verdict, where it is known
+    profiles: tuple[str, ...] = NAMES  # the profiles that test it
     paper: str = ""  # the published value, in words where it is no single number
     provenance: str = "paper"
     at_least: float = -math.inf
@@ -53,8 +54,9 @@ class Claim:
 
     def __post_init__(self):
         choose(self.provenance, PROVENANCE, f"provenance of claim {self.id}")
-        for profile, verdict in self.expected.items():
+        for profile in (*self.profiles, *self.expected):
             choose(profile, NAMES, f"profile of claim {self.id}")
+        for verdict in self.expected.values():
             choose(verdict, VERDICTS, f"expected verdict of claim {self.id}")
         if not self.at_least <= self.at_most or (math.isinf(self.at_least) and math.isinf(self.at_most)):
             raise CompanionError(f"Claim {self.id} could never fail or never hold: give it at_least, at_most or both.")
@@ -93,6 +95,20 @@ def over_seeds(values: Sequence[float]) -> Observed:
         raise CompanionError(f"Observed {values.tolist()}: expected at least 3 finite values, one a seed.")
     half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
     return Observed(values.mean(), values.mean() - half, values.mean() + half, len(values))
+
+
+def paired_difference(a: pd.DataFrame, b: pd.DataFrame, column: str) -> Observed:
+    """``a - b`` in one column of two tables of runs (:func:`companion.runs.table`), paired by seed.
+
+    Raises:
+        CompanionError: if the two have not the same seeds, each once.
+    """
+    left, right = a.set_index("seed")[column], b.set_index("seed")[column]
+    if sorted(left.index) != sorted(right.index) or not left.index.is_unique:
+        raise CompanionError(
+            f"Seeds {sorted(left.index)} and {sorted(right.index)} cannot be paired: expected the same, each once."
+        )
+    return over_seeds(left - right.loc[left.index])
 
 
 def exact(value: float) -> Observed:
@@ -148,8 +164,12 @@ class Ledger:
             store.write(self._path, json.dumps(self.records() | {id: record}, indent=1))
         return record["verdict"]
 
+    def tests(self, id: str) -> bool:
+        """Whether this profile tests the claim: a value published for one data set is no target for another."""
+        return self.profile.name in load()[choose(id, load(), "claim")].profiles and not self.profile.tag
+
     def records(self) -> dict[str, dict]:
-        """What has been observed so far at this profile, by any notebook; claims no longer in the ledger are dropped."""
+        """What has been observed so far at this profile, by any notebook; claims that left the ledger are dropped."""
         if not self._path.exists():
             return {}
         try:
@@ -158,9 +178,11 @@ class Ledger:
             raise CompanionError(f"{self._path} is damaged ({error}): remove it and run `make reproduce`.") from error
         return {id: record for id, record in stored.items() if id in load()}
 
-    def verdicts(self) -> dict[str, str]:
-        """Verdict of each claim that this notebook has checked."""
-        return {id: record["verdict"] for id, record in self._checked.items()}
+    def print_verdicts(self) -> None:
+        """Print this notebook's verdicts where the ledger expects one: what must come out the same on every machine."""
+        for id, record in self._checked.items():
+            if record["expected"]:
+                print(f"{id}: {record['verdict']}")
 
     def table(self, *, everything: bool = False) -> pd.DataFrame:
         """One row a claim: this notebook's, or with ``everything`` the whole ledger's.
@@ -189,8 +211,8 @@ class Ledger:
                 observed = Observed(**{name: record[name] for name in ("value", "low", "high", "n")})
                 row |= {"ours": str(observed), "n": record["n"], "verdict": record["verdict"]}
                 row["expected"] = record["expected"] or "open"
-            elif self.profile.name not in claim.expected and claim.expected:
-                row["verdict"] = f"at profile {', '.join(claim.expected)}"
+            elif self.profile.name not in claim.profiles:
+                row["verdict"] = f"at profile {', '.join(claim.profiles)}"
             rows.append(row)
         return pd.DataFrame(rows).set_index("claim") if rows else pd.DataFrame()
 

@@ -70,7 +70,8 @@ class Config:
         choose(self.accelerator, ACCELERATORS, "accelerator")
         for name, least in (
             ("image_size", 8), ("n_train", 2), ("n_validation", 0), ("width", 1), ("projector_hidden", 1),
-            ("projector_dim", 2), ("batch_size", 2), ("epochs", 1), ("measured_pairs", 2), ("warmup_epochs", 0), ("seed", 0),
+            ("projector_dim", 2), ("batch_size", 2), ("epochs", 1), ("measured_pairs", 2), ("warmup_epochs", 0),
+            ("seed", 0),
         ):  # fmt: skip
             whole(getattr(self, name), name, least=least)
         for name in ("temperature", "learning_rate", "crop_scale"):

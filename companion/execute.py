@@ -14,6 +14,8 @@ from nbclient.exceptions import DeadKernelError
 from companion import paths, profiles
 from companion.errors import CompanionError, choose
 
+QUIET = ["--IPKernelApp.log_level=ERROR"]  # the kernel's notes on its transport are not the reader's
+
 
 def execute(notebook: Path, out: Path, parameters: dict) -> None:
     """Execute ``notebook`` with papermill into ``out``, beside which a Make dependency file names the runs it used.
@@ -34,7 +36,7 @@ def execute(notebook: Path, out: Path, parameters: dict) -> None:
     with tempfile.NamedTemporaryFile("r") as used:
         os.environ["CONTRASTIVE_USED_RUNS"] = used.name
         os.environ["CONTRASTIVE_PROGRESS"] = os.ttyname(2) if sys.stderr.isatty() else "off"
-        papermill.execute_notebook(notebook, failed, parameters, progress_bar=False)
+        papermill.execute_notebook(notebook, failed, parameters, progress_bar=False, extra_arguments=QUIET)
         runs = sorted({line.strip() for line in used})
     os.replace(failed, out)
     # If a run is deleted, Make sees a missing prerequisite and runs this notebook again.

@@ -1,16 +1,20 @@
 """How every figure looks, and the plots that two notebooks share."""
 
 import io
+import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from IPython.display import Image, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
-from companion.claims import over_seeds
+from companion.claims import Claim, Observed, over_seeds
+from companion.similarity import cosine
 
 PALETTE = sns.color_palette("colorblind")
 VERDICT_COLORS = {"reproduced": PALETTE[2], "partly": PALETTE[1], "not reproduced": PALETTE[3]}
@@ -56,3 +60,40 @@ def mean_line(axes: Axes, table: pd.DataFrame, x: str, y: str, *, label: str = "
     errors = np.array([(o.value - o.low, o.high - o.value) for o in grouped.values()]).T
     options = {"marker": "o", "capsize": 3} | options
     axes.errorbar(list(grouped), means, errors, label=label, color=color, **options)
+
+
+def similarity_histogram(axes: Axes, u: Tensor, v: Tensor, y: Tensor) -> None:
+    """Densities of the cosine similarities of positives, same-class negatives and different-class negatives.
+
+    Args:
+        axes: where to draw.
+        u: (n, d) first views.
+        v: (n, d) second views.
+        y: (n,) class labels.
+    """
+    s = cosine(u, v)
+    same = y[:, None] == y
+    itself = torch.eye(len(y), dtype=torch.bool)
+    groups = {"positives": itself, "same class": same & ~itself, "different class": ~same}
+    edges = np.linspace(-1, 1, 81)
+    for color, (label, members) in zip((PALETTE[2], PALETTE[1], PALETTE[0]), groups.items(), strict=True):
+        axes.hist(s[members].numpy(), edges, density=True, histtype="stepfilled", alpha=0.35, color=color, label=label)
+
+
+def scoreboard(records: dict[str, dict], claims: dict[str, Claim]) -> Figure:
+    """One row a claim with an observation: a dot coloured by its verdict, the statement, and the observed value."""
+    shown = [claim for claim in claims.values() if claim.id in records]
+    figure, (axes,) = panels(height=0.6 + 0.42 * len(shown))
+    axes.axis("off")
+    axes.set(xlim=(0, 1), ylim=(len(shown) - 0.4, -1.4))
+    for row, claim in enumerate(shown):
+        record = records[claim.id]
+        observed = Observed(**{name: record[name] for name in ("value", "low", "high", "n")})
+        axes.plot(0.01, row, "o", color=VERDICT_COLORS[record["verdict"]], markersize=9)
+        axes.text(0.035, row, textwrap.shorten(claim.statement, 96, placeholder="…"), va="center", fontsize=8)
+        axes.text(0.80, row, f"{observed}", va="center", fontsize=8)
+        axes.text(0.985, row, f"n = {observed.n}", va="center", ha="right", fontsize=8)
+    for name, color in VERDICT_COLORS.items():
+        axes.plot([], [], "o", color=color, label=name)
+    axes.legend(loc="upper center", ncols=3, frameon=False)
+    return figure

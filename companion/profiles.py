@@ -42,7 +42,7 @@ class Profile:
 
 _CIFAR = Config(
     dataset="cifar10", image_size=32, n_train=45_000, n_validation=5_000, encoder="resnet18", projector_hidden=512,
-    learning_rate=0.3, crop_scale=0.08, blur=0.0, precision="bf16-mixed", measured_pairs=5000, accelerator="cuda", batch_size=256,
+    learning_rate=0.3, crop_scale=0.08, batch_size=256, measured_pairs=5000, precision="bf16-mixed", accelerator="cuda",
 )  # fmt: skip
 
 _PROFILES = {
