@@ -45,6 +45,7 @@ class Claim:
     source: str  # paper and place in it
     notebook: str  # the notebook that tests it
     statement: str
+    quantity: str = ""  # what is observed
     expected: dict[str, str] = field(default_factory=dict)  # profile → verdict, where it is known
     profiles: tuple[str, ...] = NAMES  # the profiles that test it
     paper: str = ""  # the published value, in words where it is no single number
@@ -60,6 +61,12 @@ class Claim:
             choose(verdict, VERDICTS, f"expected verdict of claim {self.id}")
         if not self.at_least <= self.at_most or (math.isinf(self.at_least) and math.isinf(self.at_most)):
             raise CompanionError(f"Claim {self.id} could never fail or never hold: give it at_least, at_most or both.")
+
+    @property
+    def published(self) -> str:
+        """The paper's value, and where it was not read in the paper itself, that it was not."""
+        note = PROVENANCE[self.provenance]
+        return f"{self.paper} ({note})" if self.paper and note else self.paper
 
 
 @dataclass(frozen=True)
@@ -196,12 +203,12 @@ class Ledger:
             record = records.get(claim.id)
             if not (record or everything):
                 continue
-            note = PROVENANCE[claim.provenance]
             row = {
                 "claim": claim.id,
                 "source": claim.source,
                 "statement": claim.statement,
-                "paper": claim.paper + (f" ({note})" if claim.paper and note else ""),
+                "quantity": claim.quantity,
+                "paper": claim.published,
                 "ours": "",
                 "n": "",
                 "verdict": "not yet",
@@ -245,7 +252,8 @@ class Ledger:
             f"{cells.to_html(index=False, border=0)}</html>\n"
         )
         store.write(self.folder / "scoreboard.html", page)
-        terminal = table[["paper", "ours", "n", "verdict"]].to_string(max_colwidth=44)
+        tested = table[table["verdict"].isin(VERDICTS)][["quantity", "paper", "ours", "n", "verdict"]]
+        terminal = tested.to_string(max_colwidth=42, justify="left")
         store.write(self.folder / "scoreboard.txt", f"\n{title}: {summary}\n\n{terminal}\n\n{differing}\n")
         return table
 

@@ -1,7 +1,7 @@
 """How every figure looks, and the plots that two notebooks share."""
 
 import io
-import textwrap
+from collections.abc import Iterable
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -43,6 +43,14 @@ def show(figure: Figure, alt: str) -> None:
     display(Image(buffer.getvalue(), alt=alt))
 
 
+def log_axis(axes: Axes, ticks: Iterable[float]) -> None:
+    """A logarithmic abscissa that labels ``ticks`` and nothing else."""
+    ticks = sorted(set(ticks))
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+
+
 def mean_line(axes: Axes, table: pd.DataFrame, x: str, y: str, *, label: str = "", color=None, **options) -> None:
     """Line through the means over seeds, with a 95 % t interval as error bars.
 
@@ -81,19 +89,23 @@ def similarity_histogram(axes: Axes, u: Tensor, v: Tensor, y: Tensor) -> None:
 
 
 def scoreboard(records: dict[str, dict], claims: dict[str, Claim]) -> Figure:
-    """One row a claim with an observation: a dot coloured by its verdict, the statement, and the observed value."""
+    """One row a claim with an observation: a dot coloured by its verdict, the statement, the published value, ours."""
     shown = [claim for claim in claims.values() if claim.id in records]
-    figure, (axes,) = panels(height=0.6 + 0.42 * len(shown))
+    figure, (axes,) = panels(height=0.6 + 0.3 * len(shown))
+    figure.set_figwidth(1.5 * WIDTH)
     axes.axis("off")
-    axes.set(xlim=(0, 1), ylim=(len(shown) - 0.4, -1.4))
+    axes.set(xlim=(0, 1), ylim=(len(shown) - 0.4, -2.4))
+    columns = {0.025: "claim", 0.46: "published", 0.77: "measured, 95 % interval"}
+    for x, title in columns.items():
+        axes.text(x, -1, title, va="center", fontsize=9, weight="bold")
     for row, claim in enumerate(shown):
         record = records[claim.id]
         observed = Observed(**{name: record[name] for name in ("value", "low", "high", "n")})
         axes.plot(0.01, row, "o", color=VERDICT_COLORS[record["verdict"]], markersize=9)
-        axes.text(0.035, row, textwrap.shorten(claim.statement, 96, placeholder="…"), va="center", fontsize=8)
-        axes.text(0.80, row, f"{observed}", va="center", fontsize=8)
-        axes.text(0.985, row, f"n = {observed.n}", va="center", ha="right", fontsize=8)
+        ours = f"{observed}, n = {observed.n}" if observed.n > 1 else f"{observed}"
+        for x, text in zip(columns, (claim.statement, claim.published, ours), strict=True):
+            axes.text(x, row, text, va="center", fontsize=9)
     for name, color in VERDICT_COLORS.items():
         axes.plot([], [], "o", color=color, label=name)
-    axes.legend(loc="upper center", ncols=3, frameon=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.03), ncols=3, frameon=False)
     return figure

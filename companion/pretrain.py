@@ -56,7 +56,10 @@ def sweep(configs: list[Config], *, jobs: int | None = None) -> list[Run]:
             if len(missing) == 1:
                 _ensure(missing[0], jobs)
             else:
-                joblib.Parallel(n_jobs=min(jobs, len(missing)))(joblib.delayed(_ensure)(c, jobs) for c in missing)
+                # A worker may be older than a change of these variables, or run on another machine.
+                settings = {name: value for name, value in os.environ.items() if name.startswith("CONTRASTIVE_")}
+                task = joblib.delayed(_ensure_elsewhere)
+                joblib.Parallel(n_jobs=min(jobs, len(missing)))(task(c, jobs, settings) for c in missing)
     _remember(folders.values())
     return [Run(config, folders[config]) for config in configs]
 
@@ -94,6 +97,11 @@ def _ensure(config: Config, jobs: int) -> None:
         if not final.exists():
             with store.slot(jobs), _one_thread():
                 _train(config, final)
+
+
+def _ensure_elsewhere(config: Config, jobs: int, settings: dict[str, str]) -> None:
+    os.environ.update(settings)
+    _ensure(config, jobs)
 
 
 def _train(config: Config, final: Path) -> None:
@@ -140,7 +148,8 @@ def _train(config: Config, final: Path) -> None:
     store.write(partial / "config.json", json.dumps(dataclasses.asdict(config), indent=1))
     made_with = environment.provenance(fabric.device) | {"seconds": round(time.perf_counter() - started, 1)}
     store.write(partial / "environment.json", json.dumps(made_with, indent=1))
-    (partial / "checkpoint.pt").unlink()
+    for scaffold in ("checkpoint.pt", "epochs"):
+        (partial / scaffold).unlink()
     store.publish(partial, final)
 
 
