@@ -30,6 +30,17 @@ def positive(value, what: str, *, zero: bool = False) -> float:
     return value
 
 
+def number(value, what: str) -> float:
+    """Return ``value`` if it is a finite number, else raise."""
+    try:
+        finite = math.isfinite(float(value))
+    except (TypeError, ValueError):
+        finite = False
+    if not finite:
+        raise CompanionError(f"{what} is {value!r}: expected a finite number.")
+    return value
+
+
 def whole(value, what: str, *, least: int) -> int:
     """Return ``value`` if it is an integer >= ``least``, else raise."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:

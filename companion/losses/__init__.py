@@ -1,11 +1,49 @@
 """Contrastive losses as plain functions of raw embeddings.
 
-``u, v`` are (n, d): two views of n instances. ``z`` is (k, d). Every loss L2-normalises inside, computes in float32 or
-better whatever autocast says, and returns a scalar: the mean over anchors. Hyperparameters are keyword-only.
+``u, v`` are (n, d): two views of n instances. ``z`` is (n, d) with labels ``y`` (n,). Every loss L2-normalises inside
+(except with Euclidean similarity), computes in float32 or better whatever autocast says, and returns a scalar: the mean
+over anchors. Hyperparameters are keyword-only.
 """
 
-from companion.losses.auxiliary import vrns
-from companion.losses.hypersphere import align, uniform
-from companion.losses.softmax import clip, dcl, info_nce, nt_xent
+from companion.losses.additive import siglip, spectral
+from companion.losses.auxiliary import vrns, vrns_parts
+from companion.losses.hypersphere import align, align_uniform, uniform
+from companion.losses.margin import batch_hard, contrastive_margin, lifted, triplet
+from companion.losses.softmax import (
+    LogitScale,
+    clip,
+    dcl,
+    dclw,
+    dhel,
+    hard_contrastive,
+    info_nce,
+    nt_xent,
+    simple,
+)
+from companion.losses.supervised import eps_sup_info_nce, sincere, sup_con
 
-__all__ = ["align", "clip", "dcl", "info_nce", "nt_xent", "uniform", "vrns"]
+__all__ = [
+    "LogitScale",
+    "align",
+    "align_uniform",
+    "batch_hard",
+    "clip",
+    "contrastive_margin",
+    "dcl",
+    "dclw",
+    "dhel",
+    "eps_sup_info_nce",
+    "hard_contrastive",
+    "info_nce",
+    "lifted",
+    "nt_xent",
+    "siglip",
+    "simple",
+    "sincere",
+    "spectral",
+    "sup_con",
+    "triplet",
+    "uniform",
+    "vrns",
+    "vrns_parts",
+]

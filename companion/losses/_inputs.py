@@ -6,7 +6,10 @@ import inspect
 import torch
 from torch import Tensor
 
-from companion.errors import CompanionError, positive
+from companion.errors import CompanionError, positive, whole
+from companion.similarity import Similarity
+
+_EMBEDDINGS = ("u", "v", "z", "queue")
 
 
 def check_embeddings(name: str, z: Tensor, *, least: int = 2) -> None:
@@ -19,6 +22,8 @@ def check_embeddings(name: str, z: Tensor, *, least: int = 2) -> None:
         raise CompanionError(f"{name} has dtype {z.dtype}: expected floating point embeddings.")
     if z.shape[0] < least:
         raise CompanionError(f"{name} has {z.shape[0]} rows: expected at least {least}, or there is no negative pair.")
+    if z.shape[1] < 1:
+        raise CompanionError(f"{name} has shape {tuple(z.shape)}: expected embeddings of at least one dimension.")
     if not torch.isfinite(z).all():
         bad = (~torch.isfinite(z)).any(dim=1).sum().item()
         raise CompanionError(
@@ -37,11 +42,33 @@ def check_views(u: Tensor, v: Tensor) -> None:
         raise CompanionError(f"u lies on {u.device} and v on {v.device}: move both to one device.")
 
 
+def check_labels(y: Tensor, z: Tensor) -> None:
+    """Raise unless ``y`` holds one whole number for each row of ``z``, on its device."""
+    if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex():
+        given = f"dtype {y.dtype}" if isinstance(y, Tensor) else f"type {type(y).__name__}"
+        raise CompanionError(f"y has {given}: expected a torch.Tensor of whole numbers, one label per embedding.")
+    if y.shape != z.shape[:1]:
+        raise CompanionError(f"y has shape {tuple(y.shape)} and z {tuple(z.shape)}: expected y of shape {(len(z),)}.")
+    if y.device != z.device:
+        raise CompanionError(f"y lies on {y.device} and z on {z.device}: move both to one device.")
+
+
+def check_queue(queue: Tensor, u: Tensor) -> None:
+    """Raise unless ``queue`` holds at least one sound embedding of the dimension and on the device of ``u``."""
+    check_embeddings("queue", queue, least=1)
+    if queue.shape[1] != u.shape[1] or queue.device != u.device:
+        raise CompanionError(
+            f"queue has shape {tuple(queue.shape)} on {queue.device}: expected (k, {u.shape[1]}) on {u.device}."
+        )
+
+
 def loss(function):
     """Make a formula a public loss.
 
-    The decorated function may rely on this: its embeddings (`u`, `v`, or `z`) are sound, in float32 or float64;
-    autocast is off; a `temperature`, if it takes one, is positive.
+    The decorated function may rely on this: its embeddings (`u`, `v`, `z`, `queue`) and labels (`y`) are sound; all
+    embeddings have one dtype, float32 or float64; autocast is off; `temperature`, if it is a number, is positive;
+    `similarity` is a :class:`~companion.similarity.Similarity`; `tile` is None or a positive whole number. The bare
+    formula stays at hand as ``nt_xent.__wrapped__``, for what cannot look at values, such as ``torch.vmap``.
     """
     signature = inspect.signature(function)
 
@@ -52,14 +79,33 @@ def loss(function):
             check_views(arguments["u"], arguments["v"])
         else:
             check_embeddings("z", arguments["z"])
+        if "y" in arguments:
+            check_labels(arguments["y"], arguments["z"])
+        if arguments.get("queue") is not None:
+            check_queue(arguments["queue"], arguments["u"])
         temperature = arguments.get("temperature")
         if temperature is not None and not isinstance(temperature, Tensor):  # a tensor is learned: no synchronisation
             positive(temperature, "temperature")
-        device = next(a for a in arguments.values() if isinstance(a, Tensor)).device
-        with torch.autocast(device.type, enabled=False):
-            for name in ("u", "v", "z"):
-                if name in arguments and arguments[name].dtype in (torch.float16, torch.bfloat16):
-                    arguments[name] = arguments[name].float()
+        if arguments.get("tile") is not None:
+            whole(arguments["tile"], "tile", least=1)
+        if "similarity" in arguments:
+            arguments["similarity"] = _similarity(arguments["similarity"])
+        given = [name for name in _EMBEDDINGS if arguments.get(name) is not None]
+        dtype = functools.reduce(torch.promote_types, (arguments[name].dtype for name in given), torch.float32)
+        with torch.autocast(arguments[given[0]].device.type, enabled=False):
+            for name in given:
+                arguments[name] = arguments[name].to(dtype)
             return function(**arguments)
 
     return checked
+
+
+def _similarity(similarity) -> Similarity:
+    if isinstance(similarity, Similarity):
+        return similarity
+    if not callable(similarity):
+        raise CompanionError(
+            f"similarity is {similarity!r}: expected companion.similarity.cosine, arc_length or euclidean, "
+            "or a function of (n, d) and (k, d) tensors that returns their (n, k) similarities."
+        )
+    return Similarity(similarity)

@@ -4,21 +4,22 @@ from torch import Tensor
 
 from companion.errors import whole
 from companion.losses._inputs import loss
-from companion.similarity import cosine, off_diagonal
+from companion.losses._pairs import same_instance, total
+from companion.similarity import cosine
 
 
 @loss
-def vrns(u: Tensor, v: Tensor, *, n: int, similarity=cosine) -> Tensor:
+def vrns(u: Tensor, v: Tensor, *, n: int, similarity=cosine, tile: int | None = None) -> Tensor:
     """VRNS (Lee et al. 2025, Definition 5.7): mean of (u_iᵀv_j + 1/(n-1))² over the m(m-1) cross-view negatives.
 
-    It pulls every negative similarity of a mini-batch to -1/(n-1), the value that the full batch would give. Since
-    mean((s + δ)²) = Var(s) + (E s + δ)², it reduces the variance *and* pins the mean.
+    It pulls every negative similarity of a mini-batch to -1/(n-1), the value that the full batch would give; so it
+    reduces the variance *and* pins the mean, see :func:`vrns_parts`.
 
     Args:
         u: (m, d) first view of a mini-batch.
         v: (m, d) second view.
         n: size of the *training set*, not of the mini-batch; n >= m.
-        similarity: pairwise similarity function.
+        similarity, tile: as in :func:`companion.losses.info_nce`.
 
     Returns:
         Scalar in [0, 4]; add λ times it to a contrastive loss (the paper's default is λ = 30).
@@ -27,5 +28,29 @@ def vrns(u: Tensor, v: Tensor, *, n: int, similarity=cosine) -> Tensor:
         CompanionError: if the embeddings are not two finite (m, d) views with m >= 2, or n < m.
     """
     whole(n, "n (the training-set size)", least=len(u))
-    negatives = off_diagonal(similarity(u, v))  # (m, m-1)
-    return (negatives + 1 / (n - 1)).square().mean()
+    return _mean(lambda s: (s + 1 / (n - 1)).square(), u, v, similarity, tile)
+
+
+@loss
+def vrns_parts(u: Tensor, v: Tensor, *, n: int, similarity=cosine, tile: int | None = None) -> tuple[Tensor, Tensor]:
+    """The two parts that add up to :func:`vrns`: the variance of the negatives, and (their mean + 1/(n-1))².
+
+    Args:
+        u, v, n, similarity, tile: as in :func:`vrns`.
+
+    Returns:
+        Two scalars >= 0, each differentiable on its own.
+
+    Raises:
+        CompanionError: as :func:`vrns`.
+    """
+    whole(n, "n (the training-set size)", least=len(u))
+    mean = _mean(lambda s: s, u, v, similarity, tile)
+    variance = _mean(lambda s, mean: (s - mean).square(), u, v, similarity, tile, shared=(mean,))
+    return variance, (mean + 1 / (n - 1)).square()
+
+
+def _mean(term, u: Tensor, v: Tensor, similarity, tile, shared=()) -> Tensor:
+    """Mean of `term` over the cross-view negatives."""
+    m = len(u)
+    return total(term, u, v, similarity, same_instance(m), shared=shared, tile=tile) / (m * (m - 1))

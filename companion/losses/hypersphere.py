@@ -8,6 +8,8 @@ from torch import Tensor
 
 from companion.errors import positive
 from companion.losses._inputs import loss
+from companion.losses._pairs import log_sum_exp, same_instance
+from companion.similarity import cosine
 
 
 @loss
@@ -30,12 +32,13 @@ def align(u: Tensor, v: Tensor, *, alpha: float = 2) -> Tensor:
 
 
 @loss
-def uniform(z: Tensor, *, t: float = 2) -> Tensor:
+def uniform(z: Tensor, *, t: float = 2, tile: int | None = None) -> Tensor:
     """Uniformity (Wang & Isola 2020, Eq. 5): log of the mean of exp(-t‖z_i - z_j‖²) over pairs i < j, L2-normalised.
 
     Args:
         z: (n, d) embeddings.
         t: > 0, the inverse width of the Gaussian potential.
+        tile: as in :func:`companion.losses.info_nce`.
 
     Returns:
         Scalar in [-4t, 0]; lower is more uniform, 0 is collapse.
@@ -44,5 +47,35 @@ def uniform(z: Tensor, *, t: float = 2) -> Tensor:
         CompanionError: if ``z`` is not (n, d), finite, with n >= 2, or t is not positive.
     """
     positive(t, "t")
+    n = len(z)
+    if tile is not None:  # -t‖z_i - z_j‖² = 2t z_iᵀz_j - 2t
+        return (
+            log_sum_exp(z, z, 1 / (2 * t), cosine, same_instance(n), tile).logsumexp(dim=0)
+            - 2 * t
+            - math.log(n * (n - 1))
+        )
     squared = torch.pdist(F.normalize(z, dim=1)).square()  # (n(n-1)/2,)
     return (-t * squared).logsumexp(dim=0) - math.log(len(squared))
+
+
+@loss
+def align_uniform(
+    u: Tensor, v: Tensor, *, weight: float = 1, alpha: float = 2, t: float = 2, tile: int | None = None
+) -> Tensor:
+    """L_align + λ (L_uniform(u) + L_uniform(v)) / 2 (Wang & Isola 2020, Section 5.2).
+
+    Args:
+        u: (n, d) first view.
+        v: (n, d) second view.
+        weight: λ >= 0 of the uniformity.
+        alpha: of :func:`align`.
+        t, tile: of :func:`uniform`.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        CompanionError: as its two parts, or if λ is negative.
+    """
+    positive(weight, "weight", zero=True)
+    return align(u, v, alpha=alpha) + weight * (uniform(u, t=t, tile=tile) + uniform(v, t=t, tile=tile)) / 2

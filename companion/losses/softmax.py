@@ -1,22 +1,34 @@
-"""The InfoNCE family: a softmax picks the positive out of the negatives."""
+"""The InfoNCE family: a softmax picks the positive out of the negatives.
+
+Every loss here compares an anchor's negatives, as one log-sum-exp, with its positive: log(1 + e^x) or x itself of
+x = log Σ exp(s⁻/τ) - s⁺/τ. They differ in which pairs are negatives, and in whether the positive competes with them.
+"""
+
+import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from companion.errors import CompanionError, choose, positive, whole
+from companion.losses import tiled
 from companion.losses._inputs import loss
+from companion.losses._pairs import log1p_exp, log_sum_exp, log_sum_exp_both_ways, same_instance, total
 from companion.similarity import cosine
 
 
 @loss
-def info_nce(u: Tensor, v: Tensor, *, temperature: float, similarity=cosine) -> Tensor:
+def info_nce(
+    u: Tensor, v: Tensor, *, temperature: float, queue: Tensor | None = None, similarity=cosine, tile: int | None = None
+) -> Tensor:
     """One-way InfoNCE (van den Oord et al. 2018, Eq. 4): each u_i picks v_i among all v_j.
 
     Args:
         u: (n, d) anchors.
         v: (n, d) candidates; v_i is the positive of u_i.
-        temperature: τ > 0; the logits are similarities / τ.
-        similarity: pairwise similarity function.
+        temperature: τ > 0, a number, or a tensor if it is learned; the logits are similarities / τ.
+        queue: (k, d) negatives of every anchor, in place of the other v_j (MoCo, He et al. 2020, Eq. 1).
+        similarity: a similarity function of :mod:`companion.similarity`, or your own.
+        tile: None, or the side of the square tiles to compute in: the same value and gradient in O(n·tile) memory.
 
     Returns:
         Scalar, mean over n anchors, in [0, ∞).
@@ -24,12 +36,18 @@ def info_nce(u: Tensor, v: Tensor, *, temperature: float, similarity=cosine) -> 
     Raises:
         CompanionError: if the embeddings are not two finite (n, d) views with n >= 2, or τ is not positive.
     """
-    logits = similarity(u, v) / temperature  # (n, n)
-    return F.cross_entropy(logits, torch.arange(len(u), device=u.device))
+    positives = similarity.paired(u, v) / temperature  # (n,)
+    if queue is None:
+        negatives = log_sum_exp(u, v, temperature, similarity, same_instance(len(u)), tile)  # (n,)
+    else:
+        negatives = log_sum_exp(u, queue, temperature, similarity, tile=tile)  # (n,)
+    return log1p_exp(negatives - positives).mean()
 
 
 @loss
-def clip(u: Tensor, v: Tensor, *, temperature: float, similarity=cosine) -> Tensor:
+def clip(
+    u: Tensor, v: Tensor, *, temperature: float, within_view: bool = False, similarity=cosine, tile: int | None = None
+) -> Tensor:
     """Symmetric InfoNCE (Radford et al. 2021, Fig. 3): u picks v, v picks u, averaged.
 
     In the notation of Lee et al. (2025, Definition 3.1): (c₁, c₂) = (1, 0), cross-view negatives only.
@@ -37,8 +55,9 @@ def clip(u: Tensor, v: Tensor, *, temperature: float, similarity=cosine) -> Tens
     Args:
         u: (n, d) first view, or images.
         v: (n, d) second view, or texts.
-        temperature: τ > 0.
-        similarity: pairwise similarity function.
+        temperature: τ > 0; 1 / τ is CLIP's logit scale, see :class:`LogitScale` to learn it.
+        within_view: add the within-view negatives, c₂ = 1; that is :func:`nt_xent`.
+        similarity, tile: as in :func:`info_nce`.
 
     Returns:
         Scalar, mean over 2n anchors, in [0, ∞).
@@ -46,13 +65,15 @@ def clip(u: Tensor, v: Tensor, *, temperature: float, similarity=cosine) -> Tens
     Raises:
         CompanionError: as :func:`info_nce`.
     """
-    logits = similarity(u, v) / temperature  # (n, n)
-    positives = torch.arange(len(u), device=u.device)
-    return (F.cross_entropy(logits, positives) + F.cross_entropy(logits.T, positives)) / 2
+    if within_view:
+        return nt_xent(u, v, temperature=temperature, similarity=similarity, tile=tile)
+    positives = similarity.paired(u, v) / temperature  # (n,)
+    of_u, of_v = log_sum_exp_both_ways(u, v, temperature, similarity, same_instance(len(u)), tile)  # (n,), (n,)
+    return (log1p_exp(of_u - positives) + log1p_exp(of_v - positives)).mean() / 2
 
 
 @loss
-def nt_xent(u: Tensor, v: Tensor, *, temperature: float, similarity=cosine) -> Tensor:
+def nt_xent(u: Tensor, v: Tensor, *, temperature: float, similarity=cosine, tile: int | None = None) -> Tensor:
     """NT-Xent, the loss of SimCLR (Chen et al. 2020, Eq. 1); Lee et al. (2025): (c₁, c₂) = (1, 1).
 
     Each of the 2n views picks its twin among the 2n - 1 other views.
@@ -61,7 +82,7 @@ def nt_xent(u: Tensor, v: Tensor, *, temperature: float, similarity=cosine) -> T
         u: (n, d) first view.
         v: (n, d) second view.
         temperature: τ > 0.
-        similarity: pairwise similarity function.
+        similarity, tile: as in :func:`info_nce`.
 
     Returns:
         Scalar, mean over 2n anchors, in [0, ∞); log(2n - 1) when all embeddings coincide.
@@ -69,19 +90,19 @@ def nt_xent(u: Tensor, v: Tensor, *, temperature: float, similarity=cosine) -> T
     Raises:
         CompanionError: as :func:`info_nce`.
     """
-    logits = _without_self(torch.cat([u, v]), temperature, similarity)  # (2n, 2n)
-    return F.cross_entropy(logits, _twins(u))
+    negatives, positives = _all_negatives(u, v, temperature, similarity, tile)
+    return log1p_exp(negatives - positives).mean()
 
 
 @loss
-def dcl(u: Tensor, v: Tensor, *, temperature: float, similarity=cosine) -> Tensor:
+def dcl(u: Tensor, v: Tensor, *, temperature: float, similarity=cosine, tile: int | None = None) -> Tensor:
     """Decoupled contrastive loss (Yeh et al. 2022, Eq. 6): NT-Xent without the positive in the denominator.
 
     Args:
         u: (n, d) first view.
         v: (n, d) second view.
         temperature: τ > 0.
-        similarity: pairwise similarity function.
+        similarity, tile: as in :func:`info_nce`.
 
     Returns:
         Scalar, mean over 2n anchors; it can be negative.
@@ -89,19 +110,152 @@ def dcl(u: Tensor, v: Tensor, *, temperature: float, similarity=cosine) -> Tenso
     Raises:
         CompanionError: as :func:`info_nce`.
     """
-    logits = _without_self(torch.cat([u, v]), temperature, similarity)  # (2n, 2n)
-    twins = _twins(u)[:, None]  # (2n, 1)
-    positives = logits.gather(1, twins).squeeze(1)  # (2n,)
-    negatives = logits.scatter(1, twins, -torch.inf).logsumexp(dim=1)  # (2n,)
+    negatives, positives = _all_negatives(u, v, temperature, similarity, tile)
     return (negatives - positives).mean()
 
 
-def _without_self(z: Tensor, temperature: float, similarity) -> Tensor:
-    """(2n, 2n) logits of all views with each other; a view is never its own candidate."""
-    logits = similarity(z, z) / temperature
-    return logits.masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), -torch.inf)
+@loss
+def dclw(
+    u: Tensor, v: Tensor, *, temperature: float, sigma: float = 0.5, similarity=cosine, tile: int | None = None
+) -> Tensor:
+    """DCL with weighted positives (Yeh et al. 2022, Eq. 7): w_i = 2 - n softmax(s⁺/σ)_i, whose mean is 1.
+
+    Pairs that are still far apart pull harder. The weight is a constant for the gradient.
+
+    Args:
+        u: (n, d) first view.
+        v: (n, d) second view.
+        temperature: τ > 0.
+        sigma: σ > 0; as it grows, all weights become 1, and the loss :func:`dcl`.
+        similarity, tile: as in :func:`info_nce`.
+
+    Returns:
+        Scalar, mean over 2n anchors; it can be negative.
+
+    Raises:
+        CompanionError: as :func:`info_nce`, or if σ is not positive.
+    """
+    positive(sigma, "sigma")
+    negatives, positives = _all_negatives(u, v, temperature, similarity, tile)
+    weights = 2 - len(u) * (similarity.paired(u, v).detach() / sigma).softmax(dim=0)  # (n,)
+    return (negatives - weights.repeat(2) * positives).mean()
 
 
-def _twins(u: Tensor) -> Tensor:
-    """(2n,) index of each view's twin in cat([u, v])."""
-    return torch.arange(2 * len(u), device=u.device).roll(len(u))
+@loss
+def dhel(
+    u: Tensor, v: Tensor, *, temperature: float, form: str = "lee", similarity=cosine, tile: int | None = None
+) -> Tensor:
+    """DHEL (Koromilas et al. 2024): alignment and uniformity decoupled; (c₁, c₂) = (0, 1), within-view negatives only.
+
+    Args:
+        u: (n, d) first view.
+        v: (n, d) second view.
+        temperature: τ > 0.
+        form: ``lee``: -s⁺/τ + (log Σ over u + log Σ over v) / 2, as Lee et al. (2025) write it; ``koromilas``: the
+            authors' own default, which does not halve the sum.
+        similarity, tile: as in :func:`info_nce`.
+
+    Returns:
+        Scalar, mean over n instances; it can be negative.
+
+    Raises:
+        CompanionError: as :func:`info_nce`, or for an unknown form.
+    """
+    choose(form, ("lee", "koromilas"), "form of DHEL")
+    positives = similarity.paired(u, v) / temperature  # (n,)
+    of_u = log_sum_exp(u, u, temperature, similarity, same_instance(len(u)), tile)  # (n,)
+    of_v = log_sum_exp(v, v, temperature, similarity, same_instance(len(u)), tile)  # (n,)
+    negatives = of_u + of_v if form == "koromilas" else (of_u + of_v) / 2
+    return (negatives - positives).mean()
+
+
+@loss
+def hard_contrastive(
+    u: Tensor, v: Tensor, *, temperature: float, keep: int, similarity=cosine, tile: int | None = None
+) -> Tensor:
+    """Hard contrastive loss (Wang & Liu 2021, Eq. 9): one-way InfoNCE against an anchor's hardest negatives only.
+
+    Args:
+        u: (n, d) anchors.
+        v: (n, d) candidates.
+        temperature: τ > 0.
+        keep: how many negatives an anchor keeps, 1 … n - 1; with n - 1 the loss is :func:`info_nce`.
+        similarity, tile: as in :func:`info_nce`.
+
+    Returns:
+        Scalar, mean over n anchors, in [0, ∞).
+
+    Raises:
+        CompanionError: as :func:`info_nce`, or if `keep` is outside its range.
+    """
+    positives = similarity.paired(u, v) / temperature  # (n,)
+    negatives = (_hardest(u, v, keep, similarity, tile) / temperature).logsumexp(dim=1)  # (n,)
+    return log1p_exp(negatives - positives).mean()
+
+
+@loss
+def simple(
+    u: Tensor, v: Tensor, *, weight: float, keep: int | None = None, similarity=cosine, tile: int | None = None
+) -> Tensor:
+    """The simple loss (Wang & Liu 2021, Eq. 6): -s_ii + λ Σ_{j≠i} s_ij, InfoNCE's limit τ → ∞: all negatives alike.
+
+    Args:
+        u: (n, d) anchors.
+        v: (n, d) candidates.
+        weight: λ >= 0 of the *sum* over an anchor's negatives; 1 / (n - 1) gives the limit, and their mean.
+        keep: with a number, only that many hardest negatives of each anchor (HardSimple in the paper's Table 1).
+        similarity, tile: as in :func:`info_nce`.
+
+    Returns:
+        Scalar, mean over n anchors.
+
+    Raises:
+        CompanionError: if the embeddings are not two finite views, λ is negative, or `keep` is outside 1 … n - 1.
+    """
+    positive(weight, "weight", zero=True)
+    if keep is None:
+        negatives = total(lambda s: s, u, v, similarity, same_instance(len(u)), tile=tile)
+    else:
+        negatives = _hardest(u, v, keep, similarity, tile).sum()
+    return weight * negatives / len(u) - similarity.paired(u, v).mean()
+
+
+class LogitScale(torch.nn.Module):
+    """A learned logit scale 1/τ as in CLIP (Radford et al. 2021): learned as a logarithm, never above `largest`.
+
+    ``scale = LogitScale()``, then ``clip(u, v, temperature=1 / scale())``; its parameter belongs to the optimiser,
+    without weight decay. For SigLIP start from 10: ``siglip(u, v, scale=scale(), bias=bias)``.
+    """
+
+    def __init__(self, initial: float = 1 / 0.07, largest: float = 100):
+        super().__init__()
+        positive(initial, "initial")
+        positive(largest, "largest")
+        self.logarithm = torch.nn.Parameter(torch.tensor(math.log(initial)))
+        self.largest = largest
+
+    def forward(self) -> Tensor:
+        with torch.no_grad():  # clip the parameter, not its use: a clipped use would have no gradient to come back by
+            self.logarithm.clamp_(max=math.log(self.largest))
+        return self.logarithm.exp()
+
+
+def _all_negatives(u: Tensor, v: Tensor, temperature, similarity, tile) -> tuple[Tensor, Tensor]:
+    """(2n,) log-sum-exp over the 2(n - 1) views of other instances, and (2n,) logits of the positives."""
+    z = torch.cat([u, v])
+    negatives = log_sum_exp(z, z, temperature, similarity, same_instance(len(u)), tile)
+    return negatives, (similarity.paired(u, v) / temperature).repeat(2)
+
+
+def _hardest(u: Tensor, v: Tensor, keep: int, similarity, tile) -> Tensor:
+    """(n, keep) similarities of each anchor's hardest negatives."""
+    n = len(u)
+    if whole(keep, "keep", least=1) > n - 1:
+        raise CompanionError(f"keep is {keep}: expected at most n - 1 = {n - 1}, the number of negatives.")
+
+    def hardest(rows: range) -> Tensor:
+        s = similarity(u[rows.start : rows.stop], v)
+        positives = same_instance(n)(rows, range(n), u.device)
+        return s.masked_fill(positives, -torch.inf).topk(keep, dim=1).values
+
+    return hardest(range(n)) if tile is None else tiled.in_row_blocks(hardest, u, tile)
