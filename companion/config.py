@@ -27,12 +27,12 @@ class Config:
     # Data: a name that `companion.data.NAMES` lists, or "imagefolder:PATH".
     dataset: str = "fashion-mnist-subset"
     image_size: int = 14  # pixels a side
-    n_train: int = 4000  # images to train on: the theory's n
-    n_validation: int = 1000  # training images set aside to choose hyperparameters on
+    n_train: int = 3000  # images to train on: the theory's n
+    n_validation: int = 2000  # training images set aside to choose hyperparameters on
 
     # Model
     encoder: str = "small"
-    width: int = 32  # channels of the small net's first layer
+    width: int = 24  # channels of the small net's first layer
     projector_hidden: int = 256
     projector_dim: int = 128  # the theory's d
 
@@ -58,6 +58,7 @@ class Config:
     grayscale: float = 0.2  # probability (colour images only)
     blur: float = 0.0  # probability
 
+    measured_pairs: int = 2000  # positive pairs behind the reported similarity statistics; the papers take 5,000
     precision: str = "32-true"
     accelerator: str = "auto"
     seed: int = 0
@@ -69,7 +70,8 @@ class Config:
         choose(self.accelerator, ACCELERATORS, "accelerator")
         for name, least in (
             ("image_size", 8), ("n_train", 2), ("n_validation", 0), ("width", 1), ("projector_hidden", 1),
-            ("projector_dim", 2), ("batch_size", 2), ("epochs", 1), ("warmup_epochs", 0), ("seed", 0),
+            ("projector_dim", 2), ("batch_size", 2), ("epochs", 1), ("measured_pairs", 2), ("warmup_epochs", 0),
+            ("seed", 0),
         ):  # fmt: skip
             whole(getattr(self, name), name, least=least)
         for name in ("temperature", "learning_rate", "crop_scale"):

@@ -186,7 +186,6 @@ def _image_folder(name: str) -> Path:
     kind, _, given = name.partition(":")
     if kind != "imagefolder" or not given:
         choose(name, NAMES, "data set")
-        raise CompanionError("The data set 'imagefolder:PATH' needs a path: write imagefolder:/folder/of/images.")
     hint = "An image folder holds train/<class>/*.jpg and test/<class>/*.jpg."
     folder = _find(str(Path(given).expanduser()), hint)
     for split in ("train", "test"):

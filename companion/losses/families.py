@@ -93,11 +93,11 @@ class Member:
     c1: float
     c2: float
 
-    def in_family(self, u: Tensor, v: Tensor, **hyperparameters) -> Tensor:
+    def in_family(self, u: Tensor, v: Tensor, *, similarity=cosine, **hyperparameters) -> Tensor:
         """The loss as an instance of its family; hyperparameters as in :attr:`loss`."""
         known = {"n": len(u), **hyperparameters}
         phi, psi = (lambda x, f=f: f(x, **known) for f in (self.phi, self.psi))
-        return self.family(u, v, phi=phi, psi=psi, c1=self.c1, c2=self.c2)
+        return self.family(u, v, phi=phi, psi=psi, c1=self.c1, c2=self.c2, similarity=similarity)
 
 
 def _info_nce_member(name: str, function: Callable, psi: Callable, psi_text: str, c1: float, c2: float) -> Member:

@@ -72,6 +72,11 @@ class _LogSumExp(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, of_rows, of_columns):
+        with torch.autocast(of_rows.device.type, enabled=False):
+            return _LogSumExp._gradients(ctx, of_rows, of_columns)
+
+    @staticmethod
+    def _gradients(ctx, of_rows, of_columns):
         a, b, temperature, rows, columns = ctx.saved_tensors
         similarity, skip, tile, bounded = ctx.form
         symmetric, right = b is None, a if b is None else b
@@ -84,7 +89,7 @@ class _LogSumExp(torch.autograd.Function):
             weight_rows, weight_columns = of_rows * (-rows).exp(), of_columns * (-columns).exp()
         for i, j in _tiles(len(a), len(right), tile, symmetric):
             leaves = [x.detach().requires_grad_() for x in (a[_slice(i)], right[_slice(j)], temperature)]
-            with torch.enable_grad(), torch.autocast(a.device.type, enabled=False):
+            with torch.enable_grad():
                 logits = similarity.logits(*leaves)
             once = symmetric and i == j  # a tile on the diagonal holds each pair in both orders already
             x = logits.detach()

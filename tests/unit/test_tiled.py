@@ -1,0 +1,158 @@
+"""Tiles give the dense form's value and gradient, for every size of tile, and never hold an n×n matrix."""
+
+import pytest
+import torch
+from loss_cases import ALL, LABELS, NO_SIMILARITY, NO_TILE, call
+
+from companion import losses
+from companion.losses import tiled
+from companion.similarity import arc_length, cosine, euclidean
+
+TILED = [name for name in ALL if name not in NO_TILE]
+SKEW = torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
+
+
+def asymmetric(a, b):
+    """A similarity with s(a, b) ≠ s(b, a): tiles below the diagonal are not those above it."""
+    return a @ SKEW @ b.T
+
+
+def views(n=8, d=5, dtype=torch.float64, seed=5):
+    return torch.randn(2, n, d, dtype=dtype, generator=torch.Generator().manual_seed(seed)).unbind()
+
+
+def value_and_gradients(function, inputs):
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    value = function(*leaves)
+    return [value.detach(), *(g for g in torch.autograd.grad(value, leaves, allow_unused=True) if g is not None)]
+
+
+def assert_same(function, inputs, tiles, rtol=1e-12, atol=1e-12):
+    expected = value_and_gradients(lambda *x: function(*x, None), inputs)
+    for tile in tiles:
+        observed = value_and_gradients(lambda *x, tile=tile: function(*x, tile), inputs)
+        for a, b in zip(observed, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("name", TILED)
+@pytest.mark.parametrize("similarity", [cosine, arc_length, euclidean, asymmetric])
+def test_equal_to_the_dense_form(name, similarity):
+    options = {} if name in NO_SIMILARITY else {"similarity": similarity}
+    assert_same(lambda u, v, tile: call(name, u, v, tile=tile, **options), views(), (1, 3, 4, 8, 50))
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 0.01, 0.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["info_nce", "clip", "nt_xent", "dcl", "dclw", "dhel"])
+def test_low_temperature_does_not_underflow(name, dtype, temperature):
+    """Far from 1, a bounded exponential would leave the range of the dtype: the running maximum takes over."""
+    tolerance = {torch.float32: 1e-4, torch.float64: 1e-12}[dtype]
+    function = getattr(losses, name)
+    opposite = views(dtype=dtype)[0], -views(dtype=dtype)[0]  # positives at -1, where e^(s/τ) is smallest
+    for inputs in (views(dtype=dtype), opposite):
+        assert_same(
+            lambda u, v, tile: function(u, v, temperature=temperature, tile=tile), inputs, (3, 8), tolerance, tolerance
+        )
+
+
+@pytest.mark.parametrize("similarity", [cosine, arc_length, euclidean])
+def test_learned_parameters(similarity):
+    u, v = views()
+    queue = views(n=7, seed=6)[0]
+    options = {"similarity": similarity}
+    learned = [torch.tensor(x, dtype=torch.float64) for x in (0.3, 5.0, -2.0)]
+    assert_same(
+        lambda u, v, t, tile: losses.nt_xent(u, v, temperature=t, tile=tile, **options), [u, v, learned[0]], (3,)
+    )
+    assert_same(lambda u, v, t, tile: losses.clip(u, v, temperature=t, tile=tile, **options), [u, v, learned[0]], (3,))
+    assert_same(
+        lambda u, v, q, t, tile: losses.info_nce(u, v, temperature=t, queue=q, tile=tile, **options),
+        [u, v, queue, learned[0]],
+        (3,),
+    )
+    assert_same(
+        lambda u, t, tile: losses.sincere(u, LABELS, temperature=t, tile=tile, **options), [u, learned[0]], (3,)
+    )
+    assert_same(
+        lambda u, v, t, b, tile: losses.siglip(u, v, scale=t, bias=b, within_view=True, tile=tile, **options),
+        [u, v, *learned[1:]],
+        (3,),
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in TILED if name != "dclw"])
+def test_gradcheck(name):
+    u, v = (x.clone().requires_grad_() for x in views(n=6, d=3))
+    assert torch.autograd.gradcheck(lambda u, v: call(name, u, v, tile=4), (u, v))
+
+
+def test_uniform():
+    assert_same(lambda z, tile: losses.uniform(z, t=3, tile=tile), views()[:1], (1, 3, 8))
+
+
+def test_the_same_tensor_as_both_views():
+    z = views()[:1]
+    assert_same(lambda z, tile: losses.clip(z, z, temperature=0.2, tile=tile), z, (3,))
+    assert_same(lambda z, tile: losses.siglip(z, z, scale=3, bias=1, tile=tile), z, (3,))
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(8, dtype=torch.long), torch.arange(8)], ids=["one class", "all alone"])
+@pytest.mark.parametrize("name", ["sup_con", "sincere", "eps_sup_info_nce"])
+@pytest.mark.parametrize("temperature", [0.2, 1e-4])
+def test_degenerate_labels(name, labels, temperature):
+    function = getattr(losses, name)
+    z = views()[:1]
+    assert_same(lambda z, tile: function(z, labels, temperature=temperature, tile=tile), z, (3,))
+    assert all(torch.isfinite(x).all() for x in value_and_gradients(
+        lambda z: function(z, labels, temperature=temperature, tile=3), z
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TILED)
+def test_under_no_grad_and_autocast(name):
+    u, v = views(dtype=torch.float32)
+    expected = call(name, u, v, tile=3)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(call(name, u, v, tile=3), expected)
+
+
+def test_backward_inside_autocast_stays_in_single_precision():
+    inputs = views(dtype=torch.float32)
+    exact = value_and_gradients(lambda u, v: losses.nt_xent(u, v, temperature=0.2, tile=3), inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        observed = value_and_gradients(lambda u, v: losses.nt_xent(u, v, temperature=0.2, tile=3), inputs)
+    for a, b in zip(observed, exact, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", TILED)
+def test_no_tensor_is_ever_larger_than_the_input_or_a_tile(name, monkeypatch):
+    """Watch every operation, forward and backward: its results stay below n² numbers, by far."""
+    n, tile = 96, 8
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            for x in torch.utils._pytree.tree_leaves(result):
+                if isinstance(x, torch.Tensor):
+                    largest = max(largest, x.numel())
+            return result
+
+    monkeypatch.setattr("loss_cases.LABELS", torch.arange(n) % 5)
+    u, v = (x.clone().requires_grad_() for x in views(n=n, d=3))
+    with Watch():
+        call(name, u, v, tile=tile).backward()
+    assert largest <= 2 * n * tile  # rows of tiles; n² would be 9216
+
+
+def test_symmetric_work_is_done_once():
+    covered = torch.zeros(10, 10, dtype=torch.long)
+    for rows, columns in tiled._tiles(10, 10, 4, symmetric=True):
+        covered[rows.start : rows.stop, columns.start : columns.stop] += 1
+        if rows != columns:
+            covered[columns.start : columns.stop, rows.start : rows.stop] += 1
+    assert (covered == 1).all()
+    assert len(list(tiled._tiles(10, 10, 4, symmetric=True))) == 6
