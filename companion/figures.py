@@ -1,11 +1,12 @@
 """How every figure looks, and the plots that two notebooks share."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import PIL.Image
 import seaborn as sns
 import torch
 from IPython.display import Image, display
@@ -41,6 +42,30 @@ def show(figure: Figure, alt: str) -> None:
     figure.savefig(buffer, format="png", dpi=96)
     plt.close(figure)
     display(Image(buffer.getvalue(), alt=alt))
+
+
+def animate(figure: Figure, draw: Callable[[int], None], frames: int, alt: str, *, seconds: float = 6) -> None:
+    """Display an animation that plays anywhere, in JupyterLab, static HTML and a plain viewer alike: a looping GIF.
+
+    Args:
+        figure: what :func:`panels` returned.
+        draw: draws frame number 0 … ``frames`` - 1 on the figure's axes, after clearing them.
+        frames: how many; each costs some ten kilobytes.
+        alt: what moves, and where it ends.
+        seconds: length of one loop, with a rest of a fifth of it at the end.
+    """
+    images = []
+    for number in range(frames):
+        draw(number)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=64)
+        images.append(PIL.Image.open(buffer).convert("RGB").quantize(64))
+    plt.close(figure)
+    step = int(800 * seconds / frames)  # milliseconds
+    durations = [step] * (frames - 1) + [int(200 * seconds) + step]
+    looped = io.BytesIO()
+    images[0].save(looped, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=True)
+    display(Image(looped.getvalue(), format="gif", alt=alt))
 
 
 def log_axis(axes: Axes, ticks: Iterable[float]) -> None:

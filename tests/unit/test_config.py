@@ -26,6 +26,9 @@ from companion.errors import CompanionError
         ({"flip": 1.5}, "flip is 1.5: expected a number from 0 to 1"),
         ({"epochs": 0}, "epochs is 0"),
         ({"seed": -1}, "seed is -1"),
+        ({"bias": math.inf}, "bias is inf"),
+        ({"heads": 3}, "heads is 3: expected 1.*or 2"),
+        ({"within_view": True}, "within_view makes no difference to 'nt_xent'"),
     ],
 )
 def test_bad_values_are_told(changes, expected):
