@@ -10,6 +10,8 @@ from companion.errors import CompanionError
     ("changes", "expected"),
     [
         ({"loss": "nt-xent"}, "Unknown loss 'nt-xent'.*Did you mean 'nt_xent'"),
+        ({"dataset": "cifar"}, "Unknown data set 'cifar'.*Did you mean"),
+        ({"dataset": "imagefolder:"}, "Unknown data set"),
         ({"encoder": "vit"}, "Unknown encoder"),
         ({"precision": "8-bit"}, "Unknown precision"),
         ({"temperatur": 0.1}, "Unknown parameter 'temperatur'.*Did you mean 'temperature'"),
