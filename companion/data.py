@@ -69,8 +69,8 @@ def load(name: str, *, image_size: int, n_train: int, n_validation: int = 0) -> 
     The cut is stratified by class and the same for every seed of a run.
 
     Args:
-        name: one of :data:`companion.config.DATASETS`. ``imagefolder:PATH`` is a tree ``PATH/train/<class>/*``, ``PATH/test/<class>/*``;
-            a relative PATH is also looked for below the data folders.
+        name: one of :data:`companion.config.DATASETS`. ``imagefolder:PATH`` is a tree ``PATH/train/<class>/*``,
+            ``PATH/test/<class>/*``; a relative PATH is also looked for below the data folders.
         image_size: pixels a side; images are resized so and centre-cropped to a square.
 
     Raises:
