@@ -86,8 +86,9 @@ test: lint ## run every test, the committed notebooks included (always at the cp
 	CONTRASTIVE_PROFILE=cpu CONTRASTIVE_PROGRESS=off $(py) -m pytest \
 	  $(filter-out tests/ledger/,$(wildcard tests/*/)) --nbval-lax notebooks tests/ledger
 
-freeze: $(ready) ## re-execute the committed notebooks at the cpu profile, in place
+freeze: $(ready) ## re-execute the committed notebooks at the cpu profile, in place; their pictures go to docs/
 	@for name in $(chosen); do $(py) -m companion.execute notebooks/$$name.ipynb --freeze || exit 1; done
+	@mkdir -p docs && cp results/cpu/*.png docs/
 
 bench: $(ready) ## measure speed and memory of the losses, as ratios
 	$(py) -m companion.bench

@@ -10,6 +10,8 @@ from companion.errors import CompanionError, choose, number, positive, whole
 # Raise this when a change to the training code changes the numbers that a run gives: stored runs are then retrained.
 TRAINING_VERSION = 1
 
+EMBEDDED = "fashion-mnist-subset"  # the data set that lies in the repository
+DATASETS = (EMBEDDED, "fashion-mnist", "cifar10", "cifar100", "svhn", "stl10", "imagefolder:PATH")
 LOSSES = ("nt_xent", "clip", "info_nce", "dcl", "siglip", "spectral")
 WITHIN_VIEW = ("clip", "siglip", "spectral")  # losses that can take within-view negatives besides cross-view ones
 ENCODERS = ("small", "resnet18", "resnet50")
@@ -25,8 +27,8 @@ class Config:
         CompanionError: if any value is outside its range, so a run that starts has a sound description.
     """
 
-    # Data: a name that `companion.data.NAMES` lists, or "imagefolder:PATH".
-    dataset: str = "fashion-mnist-subset"
+    # Data: one of DATASETS
+    dataset: str = EMBEDDED
     image_size: int = 14  # pixels a side
     n_train: int = 3000  # images to train on: the theory's n
     n_validation: int = 2000  # training images set aside to choose hyperparameters on
@@ -68,6 +70,8 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
+        if not (self.dataset.startswith("imagefolder:") and self.dataset.partition(":")[2]):
+            choose(self.dataset, DATASETS, "data set")
         choose(self.loss, LOSSES, "loss")
         choose(self.encoder, ENCODERS, "encoder")
         choose(self.precision, PRECISIONS, "precision")

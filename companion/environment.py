@@ -9,6 +9,7 @@ import torch
 from packaging.requirements import Requirement
 
 from companion import data, paths
+from companion.config import EMBEDDED
 from companion.errors import CompanionError
 
 MINIMUM_PYTHON = (3, 11)
@@ -69,7 +70,7 @@ def _torch_matches_torchvision() -> tuple[str, str]:
 
 def _embedded_data() -> tuple[str, str]:
     try:
-        loaded = data.load(data.EMBEDDED, image_size=28, n_train=10_000)
+        loaded = data.load(EMBEDDED, image_size=28, n_train=10_000)
     except CompanionError as error:
         return "not found or damaged", str(error)
     return f"{len(loaded.train):,} training and {len(loaded.test):,} test images", "OK"

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from companion import store
 from companion.claims import Claim, Observed, over_seeds
 from companion.similarity import cosine
 
@@ -31,16 +33,19 @@ def panels(columns: int = 1, rows: int = 1, *, height: float = 3.4, **options) -
     return figure, axes.ravel()
 
 
-def show(figure: Figure, alt: str) -> None:
+def show(figure: Figure, alt: str, *, path: Path | None = None) -> None:
     """Display a finished figure with a text for those who do not see it, and close it.
 
     Args:
         figure: what :func:`panels` returned.
         alt: what the figure shows, in a sentence or two.
+        path: where to write it as a PNG file too.
     """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=96)
     plt.close(figure)
+    if path:
+        store.write(path, buffer.getvalue())
     display(Image(buffer.getvalue(), alt=alt))
 
 

@@ -10,6 +10,8 @@ from companion.errors import CompanionError
     ("changes", "expected"),
     [
         ({"loss": "nt-xent"}, "Unknown loss 'nt-xent'.*Did you mean 'nt_xent'"),
+        ({"dataset": "cifar"}, "Unknown data set 'cifar'.*Did you mean"),
+        ({"dataset": "imagefolder:"}, "Unknown data set"),
         ({"encoder": "vit"}, "Unknown encoder"),
         ({"precision": "8-bit"}, "Unknown precision"),
         ({"temperatur": 0.1}, "Unknown parameter 'temperatur'.*Did you mean 'temperature'"),
@@ -37,14 +39,14 @@ def test_bad_values_are_told(changes, expected):
 
 
 def test_key_covers_every_field():
-    base = Config()
+    base = Config(loss="clip")  # which takes within-view negatives
     changed = {
         "dataset": None, "image_size": 16, "n_train": 2000, "n_validation": 10, "encoder": "resnet18", "width": 8,
         "projector_hidden": 64, "projector_dim": 64, "loss": "dcl", "temperature": 0.3, "vrns": 1.0, "batch_size": 64,
         "loss_batch_size": 32, "epochs": 3, "learning_rate": 0.1, "momentum": 0.5, "weight_decay": 0.0,
         "warmup_epochs": 2, "crop_scale": 0.5, "flip": 0.0, "jitter": 0.1, "jitter_probability": 0.5,
         "grayscale": 0.1, "blur": 0.5, "measured_pairs": 100, "precision": "bf16-mixed", "accelerator": "cpu",
-        "seed": 7,
+        "seed": 7, "bias": -5.0, "heads": 2, "within_view": True,
     }  # fmt: skip
     assert set(changed) == set(Config.__dataclass_fields__)
     keys = {base.replace(**{name: value}).key("data") for name, value in changed.items() if value is not None}

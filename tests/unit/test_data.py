@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from companion import data, paths
+from companion.config import EMBEDDED
 from companion.errors import CompanionError
 
 
@@ -25,7 +26,7 @@ SCRIPT = paths.ROOT / "data" / "build_fashion_mnist_subset.py"
 
 
 def test_embedded_subset_is_balanced_and_its_file_the_documented_one():
-    loaded = data.load(data.EMBEDDED, image_size=28, n_train=10_000)
+    loaded = data.load(EMBEDDED, image_size=28, n_train=10_000)
     assert loaded.train.images.shape == (10_000, 1, 28, 28)
     assert loaded.test.images.shape == (2_000, 1, 28, 28)
     assert loaded.train.images.dtype == torch.uint8
@@ -39,7 +40,7 @@ def test_embedded_subset_is_balanced_and_its_file_the_documented_one():
 
 
 def test_splits_are_balanced_and_share_no_image():
-    loaded = data.load(data.EMBEDDED, image_size=14, n_train=3000, n_validation=2000)
+    loaded = data.load(EMBEDDED, image_size=14, n_train=3000, n_validation=2000)
     assert loaded.train.images.shape == (3000, 1, 14, 14)
     assert loaded.train.labels.bincount().tolist() == [300] * 10
     assert loaded.validation.labels.bincount().tolist() == [200] * 10
@@ -49,20 +50,20 @@ def test_splits_are_balanced_and_share_no_image():
 
 
 def test_resizing_keeps_the_mean_of_the_image():
-    large = data.load(data.EMBEDDED, image_size=28, n_train=100).train.images.float().mean(dim=(1, 2, 3))
-    small = data.load(data.EMBEDDED, image_size=14, n_train=100).train.images.float().mean(dim=(1, 2, 3))
+    large = data.load(EMBEDDED, image_size=28, n_train=100).train.images.float().mean(dim=(1, 2, 3))
+    small = data.load(EMBEDDED, image_size=14, n_train=100).train.images.float().mean(dim=(1, 2, 3))
     assert (large - small).abs().max() < 4  # of 255: halving by antialiased interpolation is nearly averaging
 
 
 def test_too_many_images_and_unknown_names():
     with pytest.raises(CompanionError, match="has 10,000 training images; 9,000 to train on and 2,000 for validation"):
-        data.load(data.EMBEDDED, image_size=28, n_train=9_000, n_validation=2_000)
+        data.load(EMBEDDED, image_size=28, n_train=9_000, n_validation=2_000)
     with pytest.raises(CompanionError, match=r"Unknown data set 'cifar-10'.*Did you mean 'cifar10'"):
         data.load("cifar-10", image_size=32, n_train=10)
     with pytest.raises(CompanionError, match="Did you mean 'imagefolder:PATH'"):
         data.load("imagefolder:", image_size=32, n_train=10)
     with pytest.raises(CompanionError, match="with every class in proportion"):
-        data.load(data.EMBEDDED, image_size=28, n_train=5)
+        data.load(EMBEDDED, image_size=28, n_train=5)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
@@ -74,7 +75,7 @@ def test_damaged_or_missing_embedded_file(damage, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "data_roots", lambda: [tmp_path])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CompanionError, match="found in none of" if bad is None else "is damaged"):
-        data.load(data.EMBEDDED, image_size=28, n_train=10_000)
+        data.load(EMBEDDED, image_size=28, n_train=10_000)
 
 
 @pytest.fixture
@@ -169,7 +170,7 @@ def test_a_data_set_that_is_nowhere_says_where_it_was_looked_for(tmp_path, monke
     monkeypatch.setenv("CONTRASTIVE_DATA", str(tmp_path / "mine"))
     with pytest.raises(CompanionError, match=r"cifar10 was found in none of .*mine.*no network.*DATA=") as told:
         data.load("cifar10", image_size=32, n_train=10)
-    assert data.EMBEDDED in str(told.value)
+    assert EMBEDDED in str(told.value)
 
 
 def build(folder, out):

@@ -179,3 +179,13 @@ def test_the_caller_keeps_its_random_numbers_and_threads(tiny, results):
     pretrain.run(tiny)
     assert torch.equal(torch.rand(3), expected)
     assert torch.get_num_threads() == threads
+
+
+def test_the_gpu_profiles_network_and_precision_train_on_a_cpu_too(tiny, results):
+    """ResNet-18 with the CIFAR stem under bfloat16 autocast: the GPU's path, as far as a CPU goes."""
+    config = tiny.replace(
+        encoder="resnet18", precision="bf16-mixed", image_size=16, n_train=48, batch_size=24, epochs=1
+    )
+    run = pretrain.run(config)
+    assert all(math.isfinite(value) for value in run.metrics.values())
+    assert run.model().projector[0].weight.dtype == torch.float32  # the weights stay in full precision
