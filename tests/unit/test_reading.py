@@ -4,6 +4,7 @@ import io
 import sys
 
 import matplotlib
+import PIL.Image
 import pytest
 from IPython.core.formatters import DisplayFormatter
 
@@ -27,6 +28,23 @@ def test_a_shown_figure_carries_its_alt_text_and_is_closed(tmp_path, monkeypatch
     assert metadata["image/png"]["alt"] == "A rising line."
     assert (tmp_path / "figures" / "line.png").read_bytes()[:4] == b"\x89PNG"
     assert not plt.fignum_exists(figure.number)
+
+
+def test_an_animation_is_a_looping_gif_with_its_alt_text(monkeypatch):
+    figure, (axes,) = figures.panels()
+    drawn, displayed = [], []
+
+    def draw(frame):
+        drawn.append(frame)
+        axes.clear()
+        axes.plot([0, frame], [0, 1])
+
+    monkeypatch.setattr(figures, "display", displayed.append)
+    figures.animate(figure, draw, 5, "A line that leans over.", seconds=1)
+    _, metadata = DisplayFormatter().format(displayed[0])
+    assert metadata["image/gif"]["alt"] == "A line that leans over."
+    moving = PIL.Image.open(io.BytesIO(displayed[0].data))
+    assert (drawn, moving.n_frames, moving.info["loop"]) == ([0, 1, 2, 3, 4], 5, 0)
 
 
 def test_a_log_axis_labels_its_ticks_and_nothing_else():
