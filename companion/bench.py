@@ -10,10 +10,9 @@ import argparse
 import contextlib
 import importlib
 import json
+import math
 import multiprocessing
-import os
 import platform
-import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -22,14 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from companion import losses, paths, progress, store
+from companion import bench_report, losses, paths, progress, store
+from companion.bench_report import DENSE, FLOOR, TILED
 from companion.errors import CompanionError
 
 TEMPERATURE, DIMENSION = 0.2, 128
 TILE = {"cpu": 512, "cuda": 8192}
 SIZES = {"cpu": (128, 256, 512, 1024, 2048, 4096, 8192), "cuda": (1024, 2048, 4096, 8192, 16384, 32768, 65536)}
 LARGE = {"cpu": 50_000, "cuda": 500_000}  # instances, tiled only, once
-PATIENCE = 12.0  # seconds: a contender whose next size would take longer is not asked
+PATIENCE = 30.0  # seconds: a contender whose next size would take longer for one pass is not asked
 
 
 def usual_formula(u: Tensor, v: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def usual_formula(u: Tensor, v: Tensor) -> Tensor:
 
 
 def _products(a: Tensor, b: Tensor) -> None:
-    """The matrix products that any dense form needs, and nothing else: S = a bᵀ, and with S for the slopes, S b, Sᵀ a."""
+    """The matrix products that any dense form needs, and nothing else: S = a bᵀ, then S b and Sᵀ a for the gradient."""
     with torch.no_grad():
         s = a @ b.T
         _ = s @ b, s.T @ a
@@ -62,19 +62,17 @@ def _open_clip(device: str):
 # loss → contender → device → function of u and v; the three products are the floor that the others are held against
 CONTENDERS = {
     "nt_xent": {
-        "three products": lambda device: lambda u, v: _products(torch.cat([u, v]), torch.cat([u, v])),
-        "companion, tiled": lambda device: (
-            lambda u, v: losses.nt_xent(u, v, temperature=TEMPERATURE, tile=TILE[device])
-        ),
-        "companion, dense": lambda device: lambda u, v: losses.nt_xent(u, v, temperature=TEMPERATURE),
+        FLOOR: lambda device: lambda u, v: _products(torch.cat([u, v]), torch.cat([u, v])),
+        TILED: lambda device: lambda u, v: losses.nt_xent(u, v, temperature=TEMPERATURE, tile=TILE[device]),
+        DENSE: lambda device: lambda u, v: losses.nt_xent(u, v, temperature=TEMPERATURE),
         "usual formula": lambda device: usual_formula,
         "lightly": lambda device: importlib.import_module("lightly.loss").NTXentLoss(temperature=TEMPERATURE),
         "pytorch-metric-learning": _pytorch_metric_learning,
     },
     "clip": {
-        "three products": lambda device: _products,
-        "companion, tiled": lambda device: lambda u, v: losses.clip(u, v, temperature=TEMPERATURE, tile=TILE[device]),
-        "companion, dense": lambda device: lambda u, v: losses.clip(u, v, temperature=TEMPERATURE),
+        FLOOR: lambda device: _products,
+        TILED: lambda device: lambda u, v: losses.clip(u, v, temperature=TEMPERATURE, tile=TILE[device]),
+        DENSE: lambda device: lambda u, v: losses.clip(u, v, temperature=TEMPERATURE),
         "open_clip": _open_clip,
     },
 }
@@ -120,115 +118,38 @@ def trial(loss: str, contender: str, sizes: list[int], device: str, autocast: bo
         try:
             before = _reset_peak(device)
             elapsed = seconds(function, inputs, device, autocast)
-            peak = _peak(device)
+            held = None if before is None else max(0, _peak(device) - before)
         except torch.OutOfMemoryError:
             break
-        found[n] = {"seconds": elapsed, "bytes": None if peak is None else max(0, peak - before)}
-        if 8 * elapsed > 2 * PATIENCE or 5 * (found[n]["bytes"] or 0) > _available(device):
+        found[n] = {"seconds": elapsed, "bytes": held}
+        later = [size for size in sizes if size > n]
+        if later and (
+            _extrapolate(found, "seconds", later[0]) > PATIENCE
+            or _extrapolate(found, "bytes", later[0]) > 0.8 * _available(device)
+        ):
             break
     return found
+
+
+def _extrapolate(found: dict, key: str, n: int) -> float:
+    """What the next n will take, by the power law of the last two; after the first, by n³."""
+    (n1, first), (n2, last) = ([(2, {key: 0}), *found.items()])[-2:]
+    grows = bool(first[key] and last[key])
+    power = math.log(last[key] / first[key]) / math.log(n2 / n1) if grows else 3
+    return (last[key] or 0) * (n / n2) ** min(max(power, 1), 3)
 
 
 def race(loss: str, trials: dict, n: int, device: str, autocast: bool) -> dict[str, list[float]]:
     """Times of every contender that can do n, in rounds."""
     field = {name: CONTENDERS[loss][name](device) for name, found in trials.items() if n in found}
-    slowest = sum(trials[name][n]["seconds"] for name in field)
-    rounds = max(3, min(15, int(2 * PATIENCE / max(slowest, 1e-3))))
+    round_trip = sum(trials[name][n]["seconds"] for name in field)
+    rounds = max(4, min(15, int(PATIENCE / max(round_trip, 1e-3))))
     inputs = embeddings(n, device, autocast)
     times = {name: [] for name in field}
-    for warm in [False] + [True] * rounds:
+    for _ in range(1 + rounds):
         for name, function in field.items():
-            elapsed = seconds(function, inputs, device, autocast)
-            if warm:
-                times[name].append(elapsed)
-    return times
-
-
-def ratios(times: dict[str, list[float]], above: str, below: str) -> list[float] | None:
-    """Round by round, how many times as long `above` took as `below`; None if either did not run."""
-    if not times.get(above) or not times.get(below):
-        return None
-    return [a / b for a, b in zip(times[above], times[below], strict=True)]
-
-
-def goals(results: dict) -> list[dict]:
-    """What NT-Xent on one CPU core is to reach: the statement, what was measured, and whether it holds."""
-    times = results["times"]["nt_xent"]
-    rows = []
-
-    def hold(statement: str, measured: list[float] | None, holds) -> None:
-        if measured:
-            middle = statistics.median(measured)
-            rows.append({"goal": statement, "measured": _spread(measured), "met": holds(middle)})
-
-    at = times.get(4096, {})
-    hold("n = 4,096: at least 6 times as fast as lightly", ratios(at, "lightly", "companion, tiled"), lambda x: x >= 6)
-    hold(
-        "n = 4,096: no slower than the three products alone",
-        ratios(at, "companion, tiled", "three products"),
-        lambda x: x <= 1,
-    )
-    for n, row in times.items():
-        if n >= 512:
-            measured = ratios(row, "companion, tiled", "companion, dense")
-            hold(f"n = {n:,}: tiled no slower than dense", measured, lambda x: x <= 1)
-    for n, found in results["large"].items():
-        if found["bytes"] is not None:
-            size = found["bytes"] / 2**30
-            row = {"goal": f"n = {n:,}: at most 2 GB peak", "measured": f"{size:.2f} GB in {found['seconds']:.0f} s"}
-            rows.append({**row, "met": size <= 2})
-    return rows
-
-
-def table(results: dict) -> str:
-    """The results in Markdown."""
-    device = results["machine"]
-    lines = [
-        "# Benchmark: forward and backward of one loss",
-        "",
-        f"{device['name']}, {device['threads']} thread(s), torch {device['torch']}, {device['dtype']}, d = {DIMENSION}, "
-        f"tiles of {device['tile']}. Times are ratios to the three matrix products that a dense form needs (their own "
-        "time in the second column): median over rounds, and range. Memory is the peak above the inputs.",
-    ]
-    for loss, by_size in results["times"].items():
-        names = [name for name in CONTENDERS[loss] if any(name in times for times in by_size.values())]
-        lines += ["", f"## `{loss}`", "", "| n | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-        for n, times in by_size.items():
-            cells = [_cell(results, loss, n, name, times) for name in names]
-            lines.append(f"| {n:,} | " + " | ".join(cells) + " |")
-    if results["goals"]:
-        lines += ["", "## Goals", "", "| goal | measured | |", "|---|---|---|"]
-        lines += [
-            f"| {g['goal']} | {g['measured']} | {'met' if g['met'] else '**not met**'} |" for g in results["goals"]
-        ]
-    return "\n".join(lines) + "\n"
-
-
-def figure(results: dict, path: Path) -> None:
-    """Time against the floor, and peak memory, of NT-Xent over n."""
-    import matplotlib.pyplot as plt
-    import seaborn as sns
-
-    names = list(CONTENDERS["nt_xent"])
-    colors = dict(zip(names, sns.color_palette("colorblind", len(names)), strict=True))
-    with plt.style.context("seaborn-v0_8-whitegrid"):
-        chart, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-        for name in names:
-            found = {n: t for n, times in results["times"]["nt_xent"].items() if (t := ratios(times, name, names[0]))}
-            middle = [statistics.median(t) for t in found.values()]
-            left.plot(list(found), middle, "o-", color=colors[name], label=name)
-            left.fill_between(
-                list(found), *zip(*[(min(t), max(t)) for t in found.values()]), color=colors[name], alpha=0.2
-            )
-            memory = {n: x["bytes"] for n, x in results["trials"]["nt_xent"][name].items() if x["bytes"]}
-            right.plot(list(memory), [x / 2**20 for x in memory.values()], "o-", color=colors[name])
-        left.set(title="Time of NT-Xent, forward and backward", ylabel="times the three matrix products alone")
-        right.set(title="Peak memory above the inputs", ylabel="MiB")
-        for axes in (left, right):
-            axes.set(xlabel="instances n (2n views)", xscale="log", yscale="log")
-        left.legend(fontsize="small")
-        chart.savefig(path, dpi=150)
-        plt.close(chart)
+            times[name].append(seconds(function, inputs, device, autocast))
+    return {name: rest for name, (_, *rest) in times.items()}  # the first round warms up
 
 
 def main(arguments: list[str] | None = None) -> Path:
@@ -250,7 +171,7 @@ def main(arguments: list[str] | None = None) -> Path:
     torch.set_num_threads(chosen.threads)
 
     tasks = [(loss, contender, sizes) for loss, contenders in CONTENDERS.items() for contender in contenders]
-    tasks += [("nt_xent", "companion, tiled", [large])] if large else []
+    tasks += [("nt_xent", TILED, [large])] if large else []
     steps = len(tasks) + len(sizes) * len(CONTENDERS)
     found = []
     with progress.bar(steps, "bench", "step") as bar:
@@ -270,28 +191,14 @@ def main(arguments: list[str] | None = None) -> Path:
             for n in sizes:
                 results["times"][loss][n] = race(loss, trials, n, *where)
                 bar.update()
-    results["goals"] = goals(results) if where == ("cpu", False) and chosen.threads == 1 else []
+    results["goals"] = bench_report.goals(results) if where == ("cpu", False) and chosen.threads == 1 else []
 
     path = paths.results() / "bench" / (chosen.device + ("-autocast" if chosen.autocast else "") + ".md")
     store.write(path.with_suffix(".json"), json.dumps(results, indent=1))
-    store.write(path, table(results))
-    figure(results, path.with_suffix(".png"))
-    print(table(results))
+    store.write(path, bench_report.table(results))
+    bench_report.figure(results, path.with_suffix(".png"))
+    print(bench_report.table(results))
     return path
-
-
-def _cell(results: dict, loss: str, n: int, name: str, times: dict) -> str:
-    if not times.get(name):
-        return "—"
-    measured = ratios(times, name, "three products")
-    floor = name == "three products" or not measured
-    cell = f"{statistics.median(times[name]) * 1e3:.1f} ms" if floor else _spread(measured)
-    size = results["trials"][loss][name][n]["bytes"]
-    return cell if size is None or name == "three products" else f"{cell}, {size / 2**20:,.0f} MiB"
-
-
-def _spread(measured: list[float]) -> str:
-    return f"{statistics.median(measured):.2f} ({min(measured):.2f} to {max(measured):.2f})"
 
 
 def _machine(chosen: argparse.Namespace) -> dict:
@@ -302,11 +209,14 @@ def _machine(chosen: argparse.Namespace) -> dict:
         with contextlib.suppress(OSError, StopIteration):
             lines = Path("/proc/cpuinfo").read_text().splitlines()
             name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    dtype = "bfloat16 autocast" if chosen.autocast else "float32"
-    tile, cores = TILE[chosen.device], os.cpu_count()
     return {
-        "name": name, "cores": cores, "threads": chosen.threads, "torch": torch.__version__, "dtype": dtype, "tile": tile
-    }  # fmt: skip
+        "name": name,
+        "threads": chosen.threads,
+        "torch": torch.__version__,
+        "dtype": "bfloat16 autocast" if chosen.autocast else "float32",
+        "tile": TILE[chosen.device],
+        "d": DIMENSION,
+    }
 
 
 def _synchronise(device: str) -> None:
@@ -314,26 +224,25 @@ def _synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _reset_peak(device: str) -> int:
-    """Start a new peak; return the bytes held now."""
+def _reset_peak(device: str) -> int | None:
+    """Start a new peak; return the bytes held now, None where the operating system does not tell."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    with contextlib.suppress(OSError):
+    try:
         Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS") or 0
+    except OSError:
+        return None
+    return _status("VmRSS")
 
 
-def _peak(device: str) -> int | None:
+def _peak(device: str) -> int:
     return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
 
 
-def _status(key: str) -> int | None:
-    """Bytes, from Linux's own account of this process; None elsewhere."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
+def _status(key: str) -> int:
+    """Bytes, from Linux's own account of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
