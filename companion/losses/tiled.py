@@ -18,7 +18,7 @@ from companion.similarity import Similarity
 
 
 def log_sum_exp(a: Tensor, b: Tensor, temperature, similarity: Similarity, skip, tile: int) -> tuple[Tensor, Tensor]:
-    """(n,) log Σ_j exp(s(a_i, b_j)/τ) over the kept pairs, and (k,) log Σ_i exp(s(a_i, b_j)/τ), from one pass.
+    """(n,) log Σ_j exp(s(a_i, b_j)/τ) over the pairs that count, and (k,) log Σ_i exp(s(a_i, b_j)/τ), from one pass.
 
     The gradient takes a second pass, since a softmax can be formed only after its sum is known.
     """
@@ -29,7 +29,7 @@ def log_sum_exp(a: Tensor, b: Tensor, temperature, similarity: Similarity, skip,
 
 
 def total(term, a: Tensor, b: Tensor, similarity: Similarity, skip, rows, shared, tile: int) -> Tensor:
-    """Σ of ``term(s(a_i, b_j), *rows_i, *shared)`` over the kept pairs; its gradient is formed in the same pass."""
+    """Σ of ``term(s(a_i, b_j), *rows_i, *shared)`` over the pairs that count; its gradient is formed in the same pass."""
     left, right = _prepared(a, b, similarity)
     form = (term, similarity, skip, tile, len(rows), torch.is_grad_enabled())
     return _Total.apply(form, left, right, *rows, *shared)
