@@ -29,7 +29,7 @@ def log_sum_exp(a: Tensor, b: Tensor, temperature, similarity: Similarity, skip,
 
 
 def total(term, a: Tensor, b: Tensor, similarity: Similarity, skip, rows, shared, tile: int) -> Tensor:
-    """Σ of ``term(s(a_i, b_j), *rows_i, *shared)`` over the pairs that count; its gradient is formed in the same pass."""
+    """Σ ``term(s(a_i, b_j), *rows_i, *shared)`` over the pairs that count; the gradient is formed in the same pass."""
     left, right = _prepared(a, b, similarity)
     form = (term, similarity, skip, tile, len(rows), torch.is_grad_enabled())
     return _Total.apply(form, left, right, *rows, *shared)
