@@ -15,22 +15,16 @@ class TwoViews(nn.Module):
 
     def __init__(self, config: Config, channels: int):
         super().__init__()
-        size, strength, p = config.image_size, config.jitter, config.jitter_probability
+        size, strength = config.image_size, config.jitter
+        colour = strength if channels == 3 else 0.0  # hue and saturation mean nothing on grey images
         steps = [
             # "resample" crops the whole batch in one grid sampling; "slice" would loop over images
             K.RandomResizedCrop((size, size), scale=(config.crop_scale, 1.0), cropping_mode="resample"),
             K.RandomHorizontalFlip(p=config.flip),
+            K.ColorJitter(strength, strength, colour, colour / 4, p=config.jitter_probability),
         ]
         if channels == 3:
-            steps += [
-                K.ColorJiggle(strength, strength, strength, strength / 4, p=p),
-                K.RandomGrayscale(p=config.grayscale),
-            ]
-        else:  # hue and saturation mean nothing on grey images
-            steps += [
-                K.RandomBrightness((max(0.0, 1 - strength), 1 + strength), p=p),
-                K.RandomContrast((max(0.0, 1 - strength), 1 + strength), p=p),
-            ]
+            steps.append(K.RandomGrayscale(p=config.grayscale))
         if config.blur:
             kernel = max(3, size // 10 | 1)  # a tenth of the image, as in SimCLR, and odd
             steps.append(K.RandomGaussianBlur((kernel, kernel), (0.1, 2.0), p=config.blur))

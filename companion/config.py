@@ -10,6 +10,8 @@ from companion.errors import CompanionError, choose, positive, whole
 # Raise this when a change to the training code changes the numbers that a run gives: stored runs are then retrained.
 TRAINING_VERSION = 1
 
+EMBEDDED = "fashion-mnist-subset"  # the data set that lies in the repository
+DATASETS = (EMBEDDED, "fashion-mnist", "cifar10", "cifar100", "svhn", "stl10", "imagefolder:PATH")
 LOSSES = ("nt_xent", "clip", "info_nce", "dcl")
 ENCODERS = ("small", "resnet18", "resnet50")
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -24,15 +26,15 @@ class Config:
         CompanionError: if any value is outside its range, so a run that starts has a sound description.
     """
 
-    # Data: a name that `companion.data.NAMES` lists, or "imagefolder:PATH".
-    dataset: str = "fashion-mnist-subset"
+    # Data: one of DATASETS
+    dataset: str = EMBEDDED
     image_size: int = 14  # pixels a side
-    n_train: int = 4000  # images to train on: the theory's n
-    n_validation: int = 1000  # training images set aside to choose hyperparameters on
+    n_train: int = 3000  # images to train on: the theory's n
+    n_validation: int = 2000  # training images set aside to choose hyperparameters on
 
     # Model
     encoder: str = "small"
-    width: int = 32  # channels of the small net's first layer
+    width: int = 24  # channels of the small net's first layer
     projector_hidden: int = 256
     projector_dim: int = 128  # the theory's d
 
@@ -58,18 +60,22 @@ class Config:
     grayscale: float = 0.2  # probability (colour images only)
     blur: float = 0.0  # probability
 
+    measured_pairs: int = 2000  # positive pairs behind the reported similarity statistics; the papers take 5,000
     precision: str = "32-true"
     accelerator: str = "auto"
     seed: int = 0
 
     def __post_init__(self):
+        if not (self.dataset.startswith("imagefolder:") and self.dataset.partition(":")[2]):
+            choose(self.dataset, DATASETS, "data set")
         choose(self.loss, LOSSES, "loss")
         choose(self.encoder, ENCODERS, "encoder")
         choose(self.precision, PRECISIONS, "precision")
         choose(self.accelerator, ACCELERATORS, "accelerator")
         for name, least in (
             ("image_size", 8), ("n_train", 2), ("n_validation", 0), ("width", 1), ("projector_hidden", 1),
-            ("projector_dim", 2), ("batch_size", 2), ("epochs", 1), ("warmup_epochs", 0), ("seed", 0),
+            ("projector_dim", 2), ("batch_size", 2), ("epochs", 1), ("measured_pairs", 2), ("warmup_epochs", 0),
+            ("seed", 0),
         ):  # fmt: skip
             whole(getattr(self, name), name, least=least)
         for name in ("temperature", "learning_rate", "crop_scale"):

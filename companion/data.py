@@ -22,9 +22,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from companion import paths, store
+from companion.config import DATASETS, EMBEDDED
 from companion.errors import CompanionError, choose
 
-EMBEDDED = "fashion-mnist-subset"
 _EMBEDDED_SHA256 = "01d68a4610f8d001e969bbfbf22d8b8fbce010ca11ffdaded522055c5d45b534"
 _TORCHVISION = {  # name → class, keyword arguments of the training and of the test split
     "fashion-mnist": (torchvision.datasets.FashionMNIST, {"train": True}, {"train": False}),
@@ -33,7 +33,6 @@ _TORCHVISION = {  # name → class, keyword arguments of the training and of the
     "svhn": (torchvision.datasets.SVHN, {"split": "train"}, {"split": "test"}),
     "stl10": (torchvision.datasets.STL10, {"split": "train"}, {"split": "test"}),
 }
-NAMES = (EMBEDDED, *_TORCHVISION, "imagefolder:PATH")
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,8 @@ def load(name: str, *, image_size: int, n_train: int, n_validation: int = 0) -> 
     The cut is stratified by class and the same for every seed of a run.
 
     Args:
-        name: one of :data:`NAMES`. ``imagefolder:PATH`` is a tree ``PATH/train/<class>/*``, ``PATH/test/<class>/*``;
-            a relative PATH is also looked for below the data folders.
+        name: one of :data:`companion.config.DATASETS`. ``imagefolder:PATH`` is a tree ``PATH/train/<class>/*``,
+            ``PATH/test/<class>/*``; a relative PATH is also looked for below the data folders.
         image_size: pixels a side; images are resized so and centre-cropped to a square.
 
     Raises:
@@ -93,7 +92,7 @@ def load(name: str, *, image_size: int, n_train: int, n_validation: int = 0) -> 
 def identity(name: str) -> str:
     """What the data *are*, wherever they lie: the name, or for an image folder its name and a hash of its file list."""
     if not name.startswith("imagefolder:"):
-        return choose(name, NAMES, "data set")
+        return choose(name, DATASETS, "data set")
     folder = _image_folder(name)
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -185,8 +184,7 @@ def _as_split(dataset) -> Split:
 def _image_folder(name: str) -> Path:
     kind, _, given = name.partition(":")
     if kind != "imagefolder" or not given:
-        choose(name, NAMES, "data set")
-        raise CompanionError("The data set 'imagefolder:PATH' needs a path: write imagefolder:/folder/of/images.")
+        choose(name, DATASETS, "data set")
     hint = "An image folder holds train/<class>/*.jpg and test/<class>/*.jpg."
     folder = _find(str(Path(given).expanduser()), hint)
     for split in ("train", "test"):

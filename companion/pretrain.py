@@ -6,64 +6,24 @@ import io
 import json
 import math
 import os
-import platform
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import joblib
-import numpy as np
 import pandas as pd
 import safetensors.torch
 import torch
-import torchvision
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from companion import data, encoders, losses, metrics, paths, probe, progress, store
+from companion import encoders, environment, losses, metrics, progress, store
 from companion.augment import TwoViews
 from companion.config import Config
+from companion.runs import AUGMENTED, Run, folder, load_data, measure, seeded, two_views
 
-MEASURED_PAIRS = 5000  # positive pairs behind each reported similarity statistic, as in the paper's Table 1
-TRACKED_PAIRS = 512  # the same along the training, after every epoch
-AUGMENTED = 1024  # images that are augmented at once
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run, read from the store when asked."""
-
-    config: Config
-    path: Path
-
-    @property
-    def history(self) -> pd.DataFrame:
-        """One row an epoch: ``step``, ``loss``, and the similarity statistics of :mod:`companion.metrics`."""
-        return pd.read_csv(self.path / "history.csv")
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """What :func:`measure` found at the end of the training."""
-        return json.loads((self.path / "metrics.json").read_text())
-
-    def model(self) -> encoders.Model:
-        """The trained encoder and projector, in evaluation mode, on the CPU."""
-        weights = safetensors.torch.load_file(self.path / "encoder.safetensors")
-        first = next(value for value in weights.values() if value.ndim == 4)  # the first convolution
-        model = encoders.build(self.config, channels=first.shape[1])
-        model.load_state_dict(weights)
-        return model.eval()
-
-    def data(self) -> data.Data:
-        """The images that the run was trained, tuned and tested on."""
-        return load_data(self.config)
-
-    def two_views(self, pairs: int = MEASURED_PAIRS) -> tuple[Tensor, Tensor, Tensor]:
-        """Projections u, v (k, d) of two augmented views of k training images, and their labels (k,)."""
-        return two_views(self.model(), self.config, self.data().train, pairs)
+TRACKED_PAIRS = 256  # positive pairs behind the similarity statistics of the history, after every epoch
 
 
 def run(config: Config) -> Run:
@@ -87,7 +47,7 @@ def sweep(configs: list[Config], *, jobs: int | None = None) -> list[Run]:
         CompanionError: for missing or damaged data, a diverged loss, or a run store that cannot be written. Runs that
             were complete stay stored; the others resume at their last epoch next time.
     """
-    jobs = jobs or int(os.environ.get("CONTRASTIVE_JOBS") or len(os.sched_getaffinity(0)))
+    jobs = jobs or int(os.environ.get("CONTRASTIVE_JOBS") or joblib.cpu_count())
     folders = {config: folder(config) for config in configs}
     missing = [config for config, path in folders.items() if not path.exists()]
     if missing:
@@ -96,21 +56,12 @@ def sweep(configs: list[Config], *, jobs: int | None = None) -> list[Run]:
             if len(missing) == 1:
                 _ensure(missing[0], jobs)
             else:
-                joblib.Parallel(n_jobs=min(jobs, len(missing)))(joblib.delayed(_ensure)(c, jobs) for c in missing)
+                # A worker may be older than a change of these variables, or run on another machine.
+                settings = {name: value for name, value in os.environ.items() if name.startswith("CONTRASTIVE_")}
+                task = joblib.delayed(_ensure_elsewhere)
+                joblib.Parallel(n_jobs=min(jobs, len(missing)))(task(c, jobs, settings) for c in missing)
     _remember(folders.values())
     return [Run(config, folders[config]) for config in configs]
-
-
-def folder(config: Config) -> Path:
-    """Where the run of ``config`` is stored once it is complete."""
-    return paths.runs() / config.key(data.identity(config.dataset))
-
-
-def load_data(config: Config) -> data.Data:
-    """The data set that ``config`` names, cut and resized as it says."""
-    return data.load(
-        config.dataset, image_size=config.image_size, n_train=config.n_train, n_validation=config.n_validation
-    )
 
 
 def objective(u: Tensor, v: Tensor, config: Config) -> Tensor:
@@ -139,45 +90,6 @@ def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
     return peak * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
 
 
-def two_views(model: torch.nn.Module, config: Config, images: data.Split, pairs: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Projections u, v (k, d) of two augmented views of the first k = ``pairs`` images, and their labels (k,).
-
-    Always the same views for the same ``config.seed``.
-    """
-    images = images[:pairs]
-    augment = TwoViews(config, images.images.shape[1])
-    with _seeded(config.seed, 1):
-        parts = [[_project(model, view) for view in augment(batch)] for batch in images.images.split(AUGMENTED)]
-    u, v = (torch.cat(views) for views in zip(*parts, strict=True))
-    return u, v, images.labels
-
-
-@torch.no_grad()
-def measure(model: encoders.Model, config: Config, images: data.Data) -> dict[str, float]:
-    """Everything that the notebooks report about a trained model, as one flat dictionary.
-
-    Similarity statistics, alignment and uniformity on the projections of augmented training images, as the papers have
-    it; probes and tolerance on the encoder's features of unaugmented images. Accuracies are in [0, 1].
-    """
-    u, v, y = two_views(model, config, images.train, MEASURED_PAIRS)
-    (train, y_train), validation, test = (_features(model, s) for s in (images.train, images.validation, images.test))
-    held_out = [s for s in (validation, test) if len(s[1])]
-    linear, nearest = probe.linear_probe(train, y_train, *held_out), probe.knn(train, y_train, *held_out)
-    result = metrics.similarity_statistics(u, v)
-    result |= {f"variance_{name}": value for name, value in metrics.variance_parts(u, v, y).items()}
-    result |= {
-        "alignment": metrics.alignment(u, v),
-        "uniformity": metrics.uniformity(u),
-        "tolerance": metrics.tolerance(*test),
-    }
-    for name, correct in (("linear", linear), ("knn", nearest)):
-        result[f"{name}_accuracy"] = correct[-1].mean()
-        result[f"{name}_low"], result[f"{name}_high"] = probe.bootstrap_interval(correct[-1])
-        if len(held_out) == 2:
-            result[f"{name}_validation_accuracy"] = correct[0].mean()
-    return {name: float(value) for name, value in result.items()}
-
-
 def _ensure(config: Config, jobs: int) -> None:
     """Train one run unless it is there; wait if another process is training it."""
     final = folder(config)
@@ -187,13 +99,18 @@ def _ensure(config: Config, jobs: int) -> None:
                 _train(config, final)
 
 
+def _ensure_elsewhere(config: Config, jobs: int, settings: dict[str, str]) -> None:
+    os.environ.update(settings)
+    _ensure(config, jobs)
+
+
 def _train(config: Config, final: Path) -> None:
     started = time.perf_counter()
     fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
     images = load_data(config)
     images = dataclasses.replace(images, train=images.train.to(fabric.device))
     channels = images.train.images.shape[1]
-    with _seeded(config.seed, 0):
+    with seeded(config.seed, 0):
         model = encoders.build(config, channels).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=False
@@ -206,7 +123,7 @@ def _train(config: Config, final: Path) -> None:
     steps_per_epoch = config.n_train // config.batch_size
     for epoch in range(len(history), config.epochs):
         # Seeding each epoch by its number makes a resumed run the run that was not interrupted.
-        with _seeded(config.seed, 2, epoch):
+        with seeded(config.seed, 2, epoch):
             model.train()
             order = torch.randperm(config.n_train).to(fabric.device)
             total = 0.0
@@ -229,24 +146,11 @@ def _train(config: Config, final: Path) -> None:
     store.write(partial / "history.csv", pd.DataFrame(history).to_csv(index=False))
     store.write(partial / "metrics.json", json.dumps(measure(model, config, images), indent=1))
     store.write(partial / "config.json", json.dumps(dataclasses.asdict(config), indent=1))
-    store.write(partial / "environment.json", json.dumps(environment(fabric.device, started), indent=1))
-    (partial / "checkpoint.pt").unlink()
+    made_with = environment.provenance(fabric.device) | {"seconds": round(time.perf_counter() - started, 1)}
+    store.write(partial / "environment.json", json.dumps(made_with, indent=1))
+    for scaffold in ("checkpoint.pt", "epochs"):
+        (partial / scaffold).unlink()
     store.publish(partial, final)
-
-
-def environment(device: torch.device, started: float) -> dict[str, str | float]:
-    """Provenance of a run: versions, device, commit, seconds since ``started``."""
-    git = subprocess.run(
-        ["git", "-C", str(paths.ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True
-    )
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, one thread",
-        "commit": git.stdout.strip() or "unknown",
-        "seconds": round(time.perf_counter() - started, 1),
-    }
 
 
 def _batches(images: Tensor, augment: TwoViews, config: Config) -> Iterator[tuple[Tensor, Tensor]]:
@@ -256,28 +160,6 @@ def _batches(images: Tensor, augment: TwoViews, config: Config) -> Iterator[tupl
     for chunk in images[: len(images) // size * size].split(max(1, AUGMENTED // size) * size):
         x, y = (view.contiguous(memory_format=torch.channels_last) for view in augment(chunk))
         yield from zip(x.split(size), y.split(size), strict=True)
-
-
-def _project(model: torch.nn.Module, images: Tensor) -> Tensor:
-    """Projections in evaluation mode, on the CPU in float32, whatever the model computes in."""
-    with torch.no_grad():
-        return model.eval()(images).float().cpu()
-
-
-def _features(model: encoders.Model, images: data.Split) -> tuple[Tensor, Tensor]:
-    """Encoder outputs of unaugmented images (n, features) and their labels, on the CPU."""
-    device = next(model.parameters()).device
-    model.eval()
-    parts = [model.encoder(batch.to(device).float() / 255).float().cpu() for batch in images.images.split(AUGMENTED)]
-    return (torch.cat(parts) if parts else torch.empty(0)), images.labels.cpu()
-
-
-@contextlib.contextmanager
-def _seeded(*key: int):
-    """Inside, torch draws from generators seeded by ``key``; outside, nothing has changed."""
-    with torch.random.fork_rng():
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
-        yield
 
 
 @contextlib.contextmanager

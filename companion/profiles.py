@@ -16,14 +16,14 @@ class Profile:
     base: Config  # what every run of this profile starts from
     seeds: tuple[int, ...] = (0, 1, 2)
     batch_sizes: tuple[int, ...] = (16, 32, 64, 128, 256)  # m, as in the paper's Table 1
-    long_factor: int = 4  # how many times longer the control run at the largest m trains
+    long_factor: int = 2  # how many times longer the control run at the largest m trains
     optimiser_batch: int = 128  # M of the controlled experiment
     sub_batches: tuple[int, ...] = (8, 16, 32, 64, 128)  # m of the controlled experiment; each divides M
     small_batch: int = 32  # m of the λ and temperature sweeps
-    weights: tuple[float, ...] = (0.1, 1.0, 3.0, 10.0, 30.0, 100.0)  # λ
+    weights: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0, 100.0)  # λ
     paper_weight: float = 30.0  # the paper's default λ
     temperatures: tuple[float, ...] = (0.07, 0.2, 0.5, 1.0, 2.0)
-    dcl_batch_sizes: tuple[int, ...] = (32, 128)
+    dcl_batch_sizes: tuple[int, ...] = (32, 256)
     tag: str = ""  # set when the user overrides the data set or the seed: no verdict is expected then
 
     @property
@@ -42,7 +42,7 @@ class Profile:
 
 _CIFAR = Config(
     dataset="cifar10", image_size=32, n_train=45_000, n_validation=5_000, encoder="resnet18", projector_hidden=512,
-    learning_rate=0.3, crop_scale=0.08, blur=0.0, precision="bf16-mixed", accelerator="cuda", batch_size=256,
+    learning_rate=0.3, crop_scale=0.08, batch_size=256, measured_pairs=5000, precision="bf16-mixed", accelerator="cuda",
 )  # fmt: skip
 
 _PROFILES = {

@@ -1,0 +1,98 @@
+# `make` prints the targets. Everything runs in .venv, made on first use; `make VENV= …` uses the active environment.
+
+PROFILE   ?= auto
+NOTEBOOKS ?=
+DATA      ?=
+DATASET   ?=
+JOBS      ?=
+SEED      ?= 0
+VENV      ?= .venv
+PYTHON    ?= python3
+
+PROFILES := smoke cpu gpu paper
+SHELL    := /bin/bash
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+.DEFAULT_GOAL := help
+
+ifeq ($(filter $(PROFILE),auto $(PROFILES)),)
+$(error Unknown PROFILE '$(PROFILE)': expected one of auto $(PROFILES))
+endif
+# auto: a CUDA device, then gpu; else cpu
+profile := $(or $(filter-out auto,$(PROFILE)),$(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu))
+
+# What overrides a profile's own settings goes to a results folder of its own (companion.profiles.load names it).
+slug   := $(shell printf '%s' '$(DATASET)' | tr 'A-Z' 'a-z' | tr -sc 'a-z0-9' '-' | sed 's/^-//; s/-$$//')
+folder := results/$(profile)$(if $(slug),-$(slug))$(if $(filter-out 0,$(SEED)),-seed$(SEED))
+
+all       := $(sort $(basename $(notdir $(wildcard notebooks/*.ipynb))))
+chosen    := $(if $(NOTEBOOKS),$(foreach n,$(NOTEBOOKS),$(or $(filter $(n)%,$(all)),$(error Unknown notebook '$(n)': expected one of $(all)))),$(all))
+executed   = $(addprefix $(folder)/notebooks/,$(addsuffix .ipynb,$(1)))
+scoreboard := $(filter 13_%,$(all))
+
+bin := $(if $(VENV),$(VENV)/bin/)
+py  := $(if $(VENV),$(bin)python,python)
+ready := $(if $(VENV),$(VENV)/.ready)
+
+export CONTRASTIVE_DATA := $(or $(DATA),$(CONTRASTIVE_DATA))
+export CONTRASTIVE_JOBS := $(or $(JOBS),$(CONTRASTIVE_JOBS))
+export CONTRASTIVE_RESULTS := $(CURDIR)/results
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup lab reproduce notebooks test lint freeze bench clean
+
+help: ## print this help
+	@echo "make TARGET [PROFILE=auto] [NOTEBOOKS='08 09'] [DATA=folder] [DATASET=name] [JOBS=n] [SEED=0] [VENV=.venv]"
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  PROFILE    auto $(PROFILES); auto is gpu where there is a CUDA device, else cpu"
+	@echo "  NOTEBOOKS  numbers of notebooks to run; default: all"
+	@echo "  DATA       folder with data sets that you have already"
+	@echo "  DATASET    a data set in place of the profile's own, such as cifar10 or imagefolder:FOLDER"
+	@echo "  JOBS       training processes at once; default: one a core"
+
+setup: $(ready) ## make .venv and install the package with its tools
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1): Python 3.11 or newer is needed; name one with PYTHON=…" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(bin)pip install -q -c constraints.txt -e '.[dev,oracles]'
+	@touch $@
+
+lab: $(ready) ## open the notebooks in JupyterLab
+	$(bin)jupyter lab notebooks
+
+reproduce: $(ready) ## execute the notebooks and print the scoreboard
+	@$(MAKE) -k notebooks PROFILE=$(profile) NOTEBOOKS='$(chosen)'; status=$$?; \
+	  cat $(folder)/scoreboard.txt 2>/dev/null; \
+	  echo "Notebooks: $(folder)/notebooks/   Scoreboard: $(folder)/scoreboard.html"; exit $$status
+
+notebooks: $(call executed,$(chosen))
+
+$(folder)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard companion/*.py companion/*.yaml companion/losses/*.py data/*.npz)
+	@$(py) -m companion.execute $< --profile $(profile) --dataset '$(DATASET)' --seed $(SEED)
+
+# The scoreboard reads what the other notebooks have filed.
+$(call executed,$(scoreboard)): $(call executed,$(filter-out $(scoreboard),$(chosen)))
+
+-include $(wildcard $(folder)/notebooks/*.d)
+
+lint: $(ready) ## check the format of code and notebooks
+	$(bin)ruff format --check .
+	$(bin)ruff check .
+
+test: lint ## run every test, the committed notebooks included (always at the cpu profile)
+	CONTRASTIVE_PROFILE=cpu CONTRASTIVE_PROGRESS=off $(py) -m pytest \
+	  $(filter-out tests/ledger/,$(wildcard tests/*/)) --nbval-lax notebooks tests/ledger
+
+freeze: $(ready) ## re-execute the committed notebooks at the cpu profile, in place; their pictures go to docs/
+	@for name in $(chosen); do $(py) -m companion.execute notebooks/$$name.ipynb --freeze || exit 1; done
+	@mkdir -p docs && cp results/cpu/*.png docs/
+
+bench: $(ready) ## measure speed and memory of the losses, as ratios
+	$(py) -m companion.bench
+
+clean: ## remove results (not the recorded reference runs) and caches; .venv stays
+	rm -rf .pytest_cache .ruff_cache .hypothesis
+	find results -mindepth 1 -maxdepth 1 ! -name reference -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,105 @@
+"""Run one notebook headlessly: ``python -m companion.execute NOTEBOOK --profile cpu``. Make decides which and when."""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+import papermill
+from nbclient.exceptions import DeadKernelError
+
+from companion import paths, profiles
+from companion.errors import CompanionError, choose
+
+QUIET = ["--IPKernelApp.log_level=ERROR"]  # the kernel's notes on its transport are not the reader's
+
+
+def execute(notebook: Path, out: Path, parameters: dict) -> None:
+    """Execute ``notebook`` with papermill into ``out``, beside which a Make dependency file names the runs it used.
+
+    On a failing cell the partial notebook is kept as ``<name>.failed.ipynb``.
+
+    Raises:
+        CompanionError: for a parameter that the notebook does not have.
+        papermill.exceptions.PapermillExecutionError: if a cell fails.
+    """
+    known = papermill.inspect_notebook(notebook)
+    for name in parameters:
+        choose(name, known, f"parameter of {notebook.name}")
+    if os.environ.get("CONTRASTIVE_DATA"):  # a kernel may run elsewhere
+        os.environ["CONTRASTIVE_DATA"] = str(Path(os.environ["CONTRASTIVE_DATA"]).expanduser().resolve())
+    failed = out.with_suffix(".failed.ipynb")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("r") as used:
+        os.environ["CONTRASTIVE_USED_RUNS"] = used.name
+        os.environ["CONTRASTIVE_PROGRESS"] = os.ttyname(2) if sys.stderr.isatty() else "off"
+        papermill.execute_notebook(notebook, failed, parameters, progress_bar=False, extra_arguments=QUIET)
+        runs = sorted({line.strip() for line in used})
+    os.replace(failed, out)
+    # If a run is deleted, Make sees a missing prerequisite and runs this notebook again.
+    prerequisites = [os.path.relpath(paths.runs() / run / "metrics.json") for run in runs]
+    rules = [f"{os.path.relpath(out)}: {' '.join(prerequisites)}", *(f"{name}:" for name in prerequisites)]
+    out.with_suffix(".d").write_text("\n".join(rules) + "\n")
+
+
+def normalise(path: Path) -> None:
+    """Strip from an executed notebook what differs between two equal executions, so that diffs stay small."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number:02d}"
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = {"tags": tags} if tags else {}
+    nbformat.validate(notebook)
+    nbformat.write(notebook, path)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Execute one notebook headlessly.")
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("--profile", default="auto", help="smoke, cpu, gpu, paper, or auto")
+    parser.add_argument("--dataset", default="", help="a data set in place of the profile's own")
+    parser.add_argument("--seed", type=int, default=0, help="added to every seed of the profile")
+    parser.add_argument("--out", type=Path, help="where to write; default: results/<profile>/notebooks/")
+    parser.add_argument("--freeze", action="store_true", help="execute the source in place at the cpu profile")
+    arguments = parser.parse_args()
+    name = arguments.notebook.stem
+    started = time.monotonic()
+    try:
+        if arguments.freeze:
+            os.environ["CONTRASTIVE_PROFILE"] = "cpu"
+            out, parameters = paths.results() / "frozen" / arguments.notebook.name, {}
+        else:
+            profile = profiles.load(arguments.profile, dataset=arguments.dataset, seed=arguments.seed)
+            out = arguments.out or paths.results() / profile.folder / "notebooks" / arguments.notebook.name
+            parameters = {"PROFILE": profile.name, "DATASET": arguments.dataset, "SEED": arguments.seed}
+        print(f"{name} …", flush=True)
+        execute(arguments.notebook, out, parameters)
+        if arguments.freeze:
+            normalise(out)
+            os.replace(out, arguments.notebook)
+    except CompanionError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except papermill.exceptions.PapermillExecutionError as error:
+        print(
+            f"{name}: cell [{error.exec_count}] failed; the notebook up to there is "
+            f"{os.path.relpath(out.with_suffix('.failed.ipynb'))}\n\n" + "\n".join(error.traceback),
+            file=sys.stderr,
+        )
+        return 1
+    except DeadKernelError as error:
+        print(f"{name}: the kernel died ({error}); was the memory enough?", file=sys.stderr)
+        return 1
+    print(f"{name} done in {time.monotonic() - started:.0f} s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""How every figure looks, and the plots that two notebooks share."""
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from IPython.display import Image, display
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from companion import store
+from companion.claims import Claim, Observed, over_seeds
+from companion.similarity import cosine
+
+PALETTE = sns.color_palette("colorblind")
+VERDICT_COLORS = {"reproduced": PALETTE[2], "partly": PALETTE[1], "not reproduced": PALETTE[3]}
+WIDTH = 9.0  # inches: the width of a notebook's text
+
+
+def panels(columns: int = 1, rows: int = 1, *, height: float = 3.4, **options) -> tuple[Figure, np.ndarray]:
+    """A figure of text width with ``rows`` × ``columns`` axes in the shared style; axes as a flat array."""
+    sns.set_theme(context="notebook", style="whitegrid", palette=PALETTE, font_scale=0.85)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(WIDTH, height * rows), layout="constrained", squeeze=False, **options
+    )
+    return figure, axes.ravel()
+
+
+def show(figure: Figure, alt: str, *, path: Path | None = None) -> None:
+    """Display a finished figure with a text for those who do not see it, and close it.
+
+    Args:
+        figure: what :func:`panels` returned.
+        alt: what the figure shows, in a sentence or two.
+        path: where to write it as a PNG file too.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=96)
+    plt.close(figure)
+    if path:
+        store.write(path, buffer.getvalue())
+    display(Image(buffer.getvalue(), alt=alt))
+
+
+def log_axis(axes: Axes, ticks: Iterable[float]) -> None:
+    """A logarithmic abscissa that labels ``ticks`` and nothing else."""
+    ticks = sorted(set(ticks))
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+
+
+def mean_line(axes: Axes, table: pd.DataFrame, x: str, y: str, *, label: str = "", color=None, **options) -> None:
+    """Line through the means over seeds, with a 95 % t interval as error bars.
+
+    Args:
+        axes: where to draw.
+        table: one row a run, with columns ``x``, ``y``.
+        x: column of the abscissa.
+        y: column of the value.
+        label: for the legend.
+        color: of the line; default: the next of the palette.
+        options: for :meth:`matplotlib.axes.Axes.errorbar`.
+    """
+    grouped = {key: over_seeds(values) for key, values in table.groupby(x)[y]}
+    means = np.array([o.value for o in grouped.values()])
+    errors = np.array([(o.value - o.low, o.high - o.value) for o in grouped.values()]).T
+    options = {"marker": "o", "capsize": 3} | options
+    axes.errorbar(list(grouped), means, errors, label=label, color=color, **options)
+
+
+def similarity_histogram(axes: Axes, u: Tensor, v: Tensor, y: Tensor) -> None:
+    """Densities of the cosine similarities of positives, same-class negatives and different-class negatives.
+
+    Args:
+        axes: where to draw.
+        u: (n, d) first views.
+        v: (n, d) second views.
+        y: (n,) class labels.
+    """
+    s = cosine(u, v)
+    same = y[:, None] == y
+    itself = torch.eye(len(y), dtype=torch.bool)
+    groups = {"positives": itself, "same class": same & ~itself, "different class": ~same}
+    edges = np.linspace(-1, 1, 81)
+    for color, (label, members) in zip((PALETTE[2], PALETTE[1], PALETTE[0]), groups.items(), strict=True):
+        axes.hist(s[members].numpy(), edges, density=True, histtype="stepfilled", alpha=0.35, color=color, label=label)
+
+
+def scoreboard(records: dict[str, dict], claims: dict[str, Claim]) -> Figure:
+    """One row a claim with an observation: a dot coloured by its verdict, the statement, the published value, ours."""
+    shown = [claim for claim in claims.values() if claim.id in records]
+    figure, (axes,) = panels(height=0.6 + 0.3 * len(shown))
+    figure.set_figwidth(1.5 * WIDTH)
+    axes.axis("off")
+    axes.set(xlim=(0, 1), ylim=(len(shown) - 0.4, -2.4))
+    columns = {0.025: "claim", 0.46: "published", 0.77: "measured, 95 % interval"}
+    for x, title in columns.items():
+        axes.text(x, -1, title, va="center", fontsize=9, weight="bold")
+    for row, claim in enumerate(shown):
+        record = records[claim.id]
+        observed = Observed(**{name: record[name] for name in ("value", "low", "high", "n")})
+        axes.plot(0.01, row, "o", color=VERDICT_COLORS[record["verdict"]], markersize=9)
+        ours = f"{observed}, n = {observed.n}" if observed.n > 1 else f"{observed}"
+        for x, text in zip(columns, (claim.statement, claim.published, ours), strict=True):
+            axes.text(x, row, text, va="center", fontsize=9)
+    for name, color in VERDICT_COLORS.items():
+        axes.plot([], [], "o", color=color, label=name)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.03), ncols=3, frameon=False)
+    return figure

@@ -1,0 +1,112 @@
+"""What happens when a run is stopped in the middle, by whatever means."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from companion import pretrain, runs, store
+from companion.errors import CompanionError
+
+# Slow enough to be caught in the middle, at an epoch that the parent waits for.
+TRAIN = """
+import dataclasses, json, sys
+from companion import pretrain
+from companion.config import Config
+pretrain.run(Config(**json.loads(sys.argv[1])))
+"""
+
+
+@pytest.fixture
+def config(tiny):
+    return tiny.replace(n_train=1000, epochs=12, width=16)
+
+
+def start(config) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", TRAIN, json.dumps(dataclasses.asdict(config))],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def wait_for_epoch(config, epoch: int, process: subprocess.Popen) -> None:
+    marker = pretrain._partial(runs.folder(config)) / "epochs"
+    deadline = time.monotonic() + 120
+    while not (marker.exists() and marker.stat().st_size >= epoch):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("means", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_resumes_and_ends_bit_identical(config, results, monkeypatch, means):
+    process = start(config)
+    wait_for_epoch(config, 3, process)
+    os.killpg(process.pid, means)
+    process.communicate(timeout=60)
+    assert not runs.folder(config).exists()  # whole or absent
+    done = (pretrain._partial(runs.folder(config)) / "epochs").stat().st_size
+    assert 3 <= done < config.epochs
+    trained = []
+    original = pretrain.objective
+    monkeypatch.setattr(pretrain, "objective", lambda *a: trained.append(1) or original(*a))
+    resumed = pretrain.run(config)
+    steps = config.n_train // config.batch_size
+    assert len(trained) == (config.epochs - done) * steps  # it did not start over
+
+    monkeypatch.setenv("CONTRASTIVE_RESULTS", str(results.parent / "uninterrupted"))
+    whole = pretrain.run(config)
+    assert resumed.path != whole.path
+    for name in ("encoder.safetensors", "history.csv", "metrics.json"):
+        assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes(), name
+
+
+FULL_DISK = """
+import json, resource, sys
+from companion import pretrain
+from companion.config import Config
+from companion.errors import CompanionError
+pretrain.load_data(config := Config(**json.loads(sys.argv[1])))
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # the kernel refuses to write more, as on a full disk
+try:
+    pretrain.run(config)
+except CompanionError as error:
+    print(error)
+    sys.exit(3)
+"""
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_half_written(config, results):
+    command = [sys.executable, "-c", FULL_DISK, json.dumps(dataclasses.asdict(config))]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 3, process.stderr
+    assert "free some space" in process.stdout
+    assert not runs.folder(config).exists()
+    assert not list(pretrain._partial(runs.folder(config)).glob(".*"))  # no temporary file either
+    pretrain.run(config.replace(epochs=1))  # with space again, all is well
+
+
+def test_a_results_folder_that_cannot_be_written(tiny, tmp_path, monkeypatch):
+    (tmp_path / "occupied").write_text("a file, not a folder")
+    monkeypatch.setenv("CONTRASTIVE_RESULTS", str(tmp_path / "occupied"))
+    with pytest.raises(CompanionError, match=r"Cannot write to .*occupied.*CONTRASTIVE_RESULTS"):
+        pretrain.run(tiny)
+
+
+def test_write_is_all_or_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    store.write(path, "before")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CompanionError, match="No space left on device"):
+        store.write(path, "after")
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,102 @@
+"""The committed notebooks as they are stored: executed, clean, accessible, small."""
+
+import re
+
+import nbformat
+import pytest
+
+from companion import paths
+
+NOTEBOOKS = sorted((paths.ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def path(request):
+    return request.param
+
+
+@pytest.fixture
+def notebook(path):
+    found = nbformat.read(path, as_version=4)
+    nbformat.validate(found)
+    return found
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def tags(cell):
+    return cell.metadata.get("tags", [])
+
+
+def outputs(notebook):
+    return [output for cell in code(notebook) for output in cell.outputs]
+
+
+def test_there_are_notebooks():
+    assert len(NOTEBOOKS) >= 4
+
+
+def test_it_ran_from_top_to_bottom_without_an_error(notebook):
+    assert [cell.execution_count for cell in code(notebook)] == list(range(1, len(code(notebook)) + 1))
+    assert not [output for output in outputs(notebook) if output.output_type == "error"]
+
+
+def test_it_has_one_cell_of_literal_parameters(notebook):
+    (cell,) = [cell for cell in code(notebook) if "parameters" in tags(cell)]
+    assert cell.source.splitlines() == ['PROFILE = "auto"', 'DATASET = ""', "SEED = 0"]
+
+
+def test_it_has_a_contract_cell_with_output(notebook):
+    contracts = [cell for cell in code(notebook) if "nbval-check-output" in tags(cell)]
+    assert contracts
+    assert all(cell.outputs for cell in contracts)
+
+
+def test_it_stores_no_stderr_and_no_absolute_path(notebook):
+    for output in outputs(notebook):
+        assert output.get("name") != "stderr", output.get("text")
+        texts = [output.get("text", ""), *(str(v) for k, v in output.get("data", {}).items() if k.startswith("text/"))]
+        for text in texts:
+            assert not re.search(r"(?<![\w.])/(home|root|tmp|work|Users|usr|opt)/", text), text
+
+
+def test_every_figure_says_in_words_what_it_shows(notebook):
+    for output in outputs(notebook):
+        if "image/png" in output.get("data", {}):
+            alt = output.metadata.get("image/png", output.metadata).get("alt", "")
+            assert len(alt.split()) >= 8, alt
+
+
+def test_cells_are_short_and_the_file_is_small(path, notebook):
+    assert path.stat().st_size < 1.5e6
+    for cell in code(notebook):
+        assert len(cell.source.splitlines()) <= 25, cell.source
+
+
+def test_its_metadata_hold_nothing_of_the_machine_or_the_day(notebook):
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert all(set(cell.metadata) <= {"tags"} for cell in notebook.cells)
+
+
+def test_it_is_built_as_the_others_are(notebook, path):
+    number = path.stem.split("_")[0]
+    first = notebook.cells[0].source
+    assert first.startswith(f"# {number} · "), first
+    for part in ("What you will learn.", "Claims tested.", "Minutes.", "Read first."):
+        assert f"**{part}**" in first, part
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert "## Exercises" in prose
+    assert "<details>" in prose
+    assert "## References" in prose
+
+
+def test_it_names_the_claims_that_the_ledger_gives_it(notebook, path):
+    from companion import claims
+
+    source = "\n".join(cell.source for cell in code(notebook))
+    for claim in claims.load().values():
+        if claim.notebook == path.stem:
+            stem = re.sub(r"\.m\d+(\.std)?$|\.(smallest|largest)$", "", claim.id)  # ids that a loop completes
+            assert stem in source, f"{claim.id} is never checked"

@@ -1,0 +1,77 @@
+import math
+
+import pytest
+import torch
+
+from companion import metrics
+
+
+@pytest.fixture
+def views():
+    generator = torch.Generator().manual_seed(0)
+    u, v = torch.randn(2, 12, 5, generator=generator, dtype=torch.float64)
+    return u, v, torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 4])  # unbalanced, a class of one, an empty class
+
+
+def negatives(u, v):
+    """(i, j, similarity) of every cross-view pair, by the definition."""
+    for i in range(len(u)):
+        for j in range(len(v)):
+            if i != j:
+                yield i, j, (u[i] @ v[j] / (u[i].norm() * v[j].norm())).item()
+
+
+def mean(values):
+    values = list(values)
+    return math.fsum(values) / len(values)
+
+
+def test_similarity_statistics_against_loops(views):
+    u, v, _ = views
+    s = [value for *_, value in negatives(u, v)]
+    p = [(a @ b / (a.norm() * b.norm())).item() for a, b in zip(u, v, strict=True)]
+    found = metrics.similarity_statistics(u, v)
+    assert found["positive_mean"] == pytest.approx(mean(p), abs=1e-12)
+    assert found["positive_variance"] == pytest.approx(mean((x - mean(p)) ** 2 for x in p), abs=1e-12)
+    assert found["negative_mean"] == pytest.approx(mean(s), abs=1e-12)
+    assert found["negative_variance"] == pytest.approx(mean((x - mean(s)) ** 2 for x in s), abs=1e-12)
+    assert found["negative_std"] == pytest.approx(found["negative_variance"] ** 0.5, abs=1e-12)
+
+
+def test_variance_parts_against_loops(views):
+    u, v, y = views
+    pairs = [(s, int(y[i]), int(y[j])) for i, j, s in negatives(u, v)]
+    total_mean = mean(s for s, *_ in pairs)
+    by_group = {same: mean(s for s, a, b in pairs if (a == b) == same) for same in (True, False)}
+    cells = {(a, b) for _, a, b in pairs}
+    by_cell = {cell: mean(s for s, *ab in pairs if tuple(ab) == cell) for cell in cells}
+    found = metrics.variance_parts(u, v, y)
+    assert found["same_vs_different"] == pytest.approx(
+        mean((by_group[a == b] - total_mean) ** 2 for _, a, b in pairs), abs=1e-12
+    )
+    assert found["among_class_pairs"] == pytest.approx(
+        mean((by_cell[a, b] - by_group[a == b]) ** 2 for _, a, b in pairs), abs=1e-12
+    )
+    assert found["within_class_pairs"] == pytest.approx(mean((s - by_cell[a, b]) ** 2 for s, a, b in pairs), abs=1e-12)
+    assert found["total"] == pytest.approx(metrics.similarity_statistics(u, v)["negative_variance"], abs=1e-12)
+
+
+def test_variance_parts_of_one_class_lie_within(views):
+    u, v, y = views
+    found = metrics.variance_parts(u, v, torch.zeros_like(y))
+    assert found["same_vs_different"] == pytest.approx(0, abs=1e-15)
+    assert found["within_class_pairs"] == pytest.approx(found["total"], abs=1e-12)
+
+
+def test_tolerance_is_the_mean_over_same_class_pairs(views):
+    u, _, y = views
+    same = [s for i, j, s in negatives(u, u) if y[i] == y[j]]
+    assert metrics.tolerance(u, y) == pytest.approx(mean(same), abs=1e-12)
+
+
+def test_alignment_and_uniformity_of_known_arrangements():
+    square = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]], dtype=torch.float64)
+    assert metrics.alignment(3 * square, square) == pytest.approx(0, abs=1e-12)  # length does not matter
+    assert metrics.alignment(square, -square) == pytest.approx(4, abs=1e-12)
+    # four sides of squared length 2, two diagonals of 4
+    assert metrics.uniformity(square) == pytest.approx(math.log((4 * math.exp(-4) + 2 * math.exp(-8)) / 6), abs=1e-12)
