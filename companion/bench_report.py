@@ -1,7 +1,12 @@
 """What the benchmark found, as goals, a table and a figure. See :mod:`companion.bench`."""
 
+import io
 import statistics
 from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from companion import figures, store
 
 FLOOR, TILED, DENSE = "three products", "companion, tiled", "companion, dense"
 
@@ -62,29 +67,25 @@ def table(results: dict) -> str:
 
 
 def figure(results: dict, path: Path) -> None:
-    """Time against the floor, and peak memory, of NT-Xent over n."""
-    import matplotlib.pyplot as plt
-    import seaborn as sns
-
-    names = list(results["trials"]["nt_xent"])
-    colors = dict(zip(names, sns.color_palette("colorblind", len(names)), strict=True))
-    with plt.style.context("seaborn-v0_8-whitegrid"):
-        chart, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-        for name in names:
-            found = {n: t for n, times in results["times"]["nt_xent"].items() if (t := ratios(times, name, FLOOR))}
-            middle = [statistics.median(t) for t in found.values()]
-            left.plot(list(found), middle, "o-", color=colors[name], label=name)
-            low, high = [min(t) for t in found.values()], [max(t) for t in found.values()]
-            left.fill_between(list(found), low, high, color=colors[name], alpha=0.2)
-            memory = {n: x["bytes"] for n, x in results["trials"]["nt_xent"][name].items() if x["bytes"]}
-            right.plot(list(memory), [x / 2**20 for x in memory.values()], "o-", color=colors[name])
-        left.set(title="Time of NT-Xent, forward and backward", ylabel="times the three matrix products alone")
-        right.set(title="Peak memory above the inputs", ylabel="MiB")
-        for axes in (left, right):
-            axes.set(xlabel="instances n (2n views)", xscale="log", yscale="log")
-        left.legend(fontsize="small")
-        chart.savefig(path, dpi=150)
-        plt.close(chart)
+    """Write a picture of NT-Xent over n: time against the floor, and peak memory."""
+    chart, (left, right) = figures.panels(2, height=3.8)
+    for (name, trial), color in zip(results["trials"]["nt_xent"].items(), figures.PALETTE, strict=False):
+        found = {n: t for n, times in results["times"]["nt_xent"].items() if (t := ratios(times, name, FLOOR))}
+        left.plot(list(found), [statistics.median(t) for t in found.values()], "o-", color=color, label=name)
+        low, high = [min(t) for t in found.values()], [max(t) for t in found.values()]
+        left.fill_between(list(found), low, high, color=color, alpha=0.2)
+        memory = {n: x["bytes"] / 2**20 for n, x in trial.items() if x["bytes"]}
+        right.plot(list(memory), list(memory.values()), "o-", color=color)
+    left.set(title="Time of NT-Xent, forward and backward", ylabel="times the three matrix products alone")
+    right.set(title="Peak memory above the inputs", ylabel="MiB")
+    for axes in (left, right):
+        axes.set(xlabel="instances n (2n views)", yscale="log")
+        figures.log_axis(axes, results["times"]["nt_xent"])
+    left.legend(fontsize="small")
+    picture = io.BytesIO()
+    chart.savefig(picture, format="png", dpi=150)
+    plt.close(chart)
+    store.write(path, picture.getvalue())
 
 
 def _cell(results: dict, loss: str, n: int, name: str, times: dict) -> str:
