@@ -64,7 +64,7 @@ lab: $(ready) ## open the notebooks in JupyterLab
 	$(bin)jupyter lab notebooks
 
 reproduce: $(ready) ## execute the notebooks and print the scoreboard
-	@$(MAKE) -k notebooks PROFILE=$(profile) NOTEBOOKS='$(chosen)'; status=$$?; \
+	@$(MAKE) -k -j 2 notebooks PROFILE=$(profile) NOTEBOOKS='$(chosen)'; status=$$?; \
 	  cat $(folder)/scoreboard.txt 2>/dev/null; \
 	  echo "Notebooks: $(folder)/notebooks/   Scoreboard: $(folder)/scoreboard.html"; exit $$status
 

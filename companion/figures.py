@@ -21,6 +21,7 @@ from companion.similarity import cosine
 
 PALETTE = sns.color_palette("colorblind")
 VERDICT_COLORS = {"reproduced": PALETTE[2], "partly": PALETTE[1], "not reproduced": PALETTE[3]}
+pd.set_option("display.max_colwidth", None)  # a claim is shown whole
 WIDTH = 9.0  # inches: the width of a notebook's text
 
 
