@@ -64,13 +64,13 @@ lab: $(ready) ## open the notebooks in JupyterLab
 	$(bin)jupyter lab notebooks
 
 reproduce: $(ready) ## execute the notebooks and print the scoreboard
-	@$(MAKE) -k notebooks PROFILE=$(profile) NOTEBOOKS='$(chosen)'; status=$$?; \
+	@$(MAKE) -k -j 2 notebooks PROFILE=$(profile) NOTEBOOKS='$(chosen)'; status=$$?; \
 	  cat $(folder)/scoreboard.txt 2>/dev/null; \
 	  echo "Notebooks: $(folder)/notebooks/   Scoreboard: $(folder)/scoreboard.html"; exit $$status
 
 notebooks: $(call executed,$(chosen))
 
-$(folder)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard companion/*.py companion/*.yaml companion/losses/*.py data/*.npz)
+$(folder)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard companion/*.py companion/*.yaml companion/losses/*.py companion/theory/*.py data/*.npz)
 	@$(py) -m companion.execute $< --profile $(profile) --dataset '$(DATASET)' --seed $(SEED)
 
 # The scoreboard reads what the other notebooks have filed.

@@ -86,7 +86,7 @@ class Observed:
 
     def __str__(self) -> str:
         if self.low == self.high:
-            return f"{self.value:.4g}"
+            return f"{self.value:.0f}" if self.value == round(self.value) else f"{self.value:.4g}"
         digits = max(0, 2 - math.floor(math.log10(self.high - self.low)))  # the interval to about two digits
         return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 

@@ -5,14 +5,15 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from companion.errors import CompanionError, choose, positive, whole
+from companion.errors import CompanionError, choose, number, positive, whole
 
 # Raise this when a change to the training code changes the numbers that a run gives: stored runs are then retrained.
 TRAINING_VERSION = 1
 
 EMBEDDED = "fashion-mnist-subset"  # the data set that lies in the repository
 DATASETS = (EMBEDDED, "fashion-mnist", "cifar10", "cifar100", "svhn", "stl10", "imagefolder:PATH")
-LOSSES = ("nt_xent", "clip", "info_nce", "dcl")
+LOSSES = ("nt_xent", "clip", "info_nce", "dcl", "siglip", "spectral")
+WITHIN_VIEW = ("clip", "siglip", "spectral")  # losses that can take within-view negatives besides cross-view ones
 ENCODERS = ("small", "resnet18", "resnet50")
 PRECISIONS = ("32-true", "bf16-mixed")
 ACCELERATORS = ("auto", "cpu", "cuda", "mps")
@@ -37,10 +38,13 @@ class Config:
     width: int = 24  # channels of the small net's first layer
     projector_hidden: int = 256
     projector_dim: int = 128  # the theory's d
+    heads: int = 1  # projectors: 1 for both views, or 2, one for each, as for images and texts in CLIP
 
     # Loss: `loss(temperature) + vrns * L_VRNS`, on sub-batches of `loss_batch_size` out of each `batch_size`.
     loss: str = "nt_xent"
-    temperature: float = 0.2
+    temperature: float = 0.2  # of SigLIP: 1 / scale; the spectral loss has none
+    bias: float = -10.0  # of SigLIP
+    within_view: bool = False  # within-view negatives too: c₂ = 1
     vrns: float = 0.0  # the weight λ of Definition 5.7; 0 switches it off
     batch_size: int = 128  # the optimiser's batch M, in instances (2M views)
     loss_batch_size: int | None = None  # the loss's m; must divide M; None: m = M
@@ -85,6 +89,13 @@ class Config:
         for name in ("flip", "jitter_probability", "grayscale", "blur", "crop_scale"):
             if not 0 <= getattr(self, name) <= 1:
                 raise CompanionError(f"{name} is {getattr(self, name)!r}: expected a number from 0 to 1.")
+        number(self.bias, "bias")
+        if self.heads not in (1, 2):
+            raise CompanionError(f"heads is {self.heads!r}: expected 1, a projector for both views, or 2.")
+        if self.within_view and self.loss not in WITHIN_VIEW:
+            raise CompanionError(
+                f"within_view makes no difference to {self.loss!r}: it is for {', '.join(WITHIN_VIEW)}."
+            )
         if self.batch_size > self.n_train:
             raise CompanionError(
                 f"batch_size {self.batch_size} is larger than n_train {self.n_train}: a batch cannot exceed the data."
@@ -119,6 +130,7 @@ class Config:
         the identity of the data (see :func:`companion.data.identity`), but not where the data lies."""
         fields = dataclasses.asdict(self) | {"dataset": data_identity, "training_version": TRAINING_VERSION}
         digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+        loss = self.loss + "-within" * self.within_view + "-2heads" * (self.heads == 2)
         vrns = f"-vrns{self.vrns:g}" if self.vrns else ""
         batch = f"m{self.m}" if self.m == self.batch_size else f"m{self.m}of{self.batch_size}"
-        return f"{self.loss}{vrns}-t{self.temperature:g}-{batch}-e{self.epochs}-seed{self.seed}-{digest}"
+        return f"{loss}{vrns}-t{self.temperature:g}-{batch}-e{self.epochs}-seed{self.seed}-{digest}"

@@ -7,21 +7,31 @@ from companion.config import Config
 
 
 class Model(nn.Module):
-    """An encoder f and a projector g: the loss sees g(f(x)), the probes see f(x)."""
+    """An encoder f and a projector g: the loss sees g(f(x)), the probes see f(x).
 
-    def __init__(self, encoder: nn.Module, features: int, hidden: int, dim: int):
+    With a second projector the second views have a g of their own, as images and texts do in CLIP.
+    """
+
+    def __init__(self, encoder: nn.Module, projector: nn.Module, second_projector: nn.Module | None = None):
         super().__init__()
-        self.encoder = encoder
-        self.projector = nn.Sequential(
-            nn.Linear(features, hidden, bias=False),
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, dim),
-        )
+        self.encoder, self.projector, self.second_projector = encoder, projector, second_projector
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(n, c, h, w) in [0, 1] → (n, d) projections, not normalised: the losses do that."""
-        return self.projector(self.encoder(images))
+    def forward(self, images: Tensor, *, second: bool = False) -> Tensor:
+        """(n, c, h, w) in [0, 1] → (n, d) projections, not normalised: the losses do that.
+
+        Args:
+            images: first views; with ``second``, second views.
+            second: use the second projector, if there is one.
+        """
+        project = self.second_projector if second and self.second_projector else self.projector
+        return project(self.encoder(images))
+
+
+def projector(features: int, hidden: int, dim: int) -> nn.Module:
+    """The papers' head: two layers with batch norm between."""
+    return nn.Sequential(
+        nn.Linear(features, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim)
+    )
 
 
 def small(channels: int, width: int) -> tuple[nn.Module, int]:
@@ -57,4 +67,5 @@ def build(config: Config, channels: int) -> Model:
         encoder, features = small(channels, config.width)
     else:
         encoder, features = resnet(config.encoder, channels, config.image_size)
-    return Model(encoder, features, config.projector_hidden, config.projector_dim)
+    heads = [projector(features, config.projector_hidden, config.projector_dim) for _ in range(config.heads)]
+    return Model(encoder, *heads)

@@ -35,6 +35,7 @@ def execute(notebook: Path, out: Path, parameters: dict) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("r") as used:
         os.environ["CONTRASTIVE_USED_RUNS"] = used.name
+        os.environ["CONTRASTIVE_NOTEBOOK"] = notebook.stem
         os.environ["CONTRASTIVE_PROGRESS"] = os.ttyname(2) if sys.stderr.isatty() else "off"
         papermill.execute_notebook(notebook, failed, parameters, progress_bar=False, extra_arguments=QUIET)
         runs = sorted({line.strip() for line in used})

@@ -9,6 +9,7 @@ import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import PIL.Image
 import seaborn as sns
 import torch
 from IPython.display import Image, display
@@ -22,6 +23,7 @@ from companion.similarity import cosine
 
 PALETTE = sns.color_palette("colorblind")
 VERDICT_COLORS = {"reproduced": PALETTE[2], "partly": PALETTE[1], "not reproduced": PALETTE[3]}
+pd.set_option("display.max_colwidth", None)  # a claim is shown whole
 WIDTH = 9.0  # inches: the width of a notebook's text
 
 
@@ -68,6 +70,30 @@ def movable(draw: Callable[..., Figure], alt: str, **controls) -> None:
         ipywidgets.interact(redraw, **controls)
     else:
         redraw()
+
+
+def animate(figure: Figure, draw: Callable[[int], None], frames: int, alt: str, *, seconds: float = 6) -> None:
+    """Display an animation that plays anywhere, in JupyterLab, static HTML and a plain viewer alike: a looping GIF.
+
+    Args:
+        figure: what :func:`panels` returned.
+        draw: draws frame number 0 … ``frames`` - 1 on the figure's axes, after clearing them.
+        frames: how many; each costs some ten kilobytes.
+        alt: what moves, and where it ends.
+        seconds: length of one loop, with a rest of a fifth of it at the end.
+    """
+    images = []
+    for number in range(frames):
+        draw(number)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=64)
+        images.append(PIL.Image.open(buffer).convert("RGB").quantize(64))
+    plt.close(figure)
+    step = int(800 * seconds / frames)  # milliseconds
+    durations = [step] * (frames - 1) + [int(200 * seconds) + step]
+    looped = io.BytesIO()
+    images[0].save(looped, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=True)
+    display(Image(looped.getvalue(), format="gif", alt=alt))
 
 
 def log_axis(axes: Axes, ticks: Iterable[float]) -> None:

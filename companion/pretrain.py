@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from companion import encoders, environment, losses, metrics, progress, store
 from companion.augment import TwoViews
-from companion.config import Config
+from companion.config import WITHIN_VIEW, Config
 from companion.runs import AUGMENTED, Run, folder, load_data, measure, seeded, two_views
 
 TRACKED_PAIRS = 256  # positive pairs behind the similarity statistics of the history, after every epoch
@@ -70,15 +71,25 @@ def objective(u: Tensor, v: Tensor, config: Config) -> Tensor:
     Args:
         u: (M, d) projections of the first views of the optimiser's batch.
         v: (M, d) of the second views.
-        config: names the loss, τ, λ, m and the training-set size n.
+        config: names the loss and its hyperparameters, λ, m and the training-set size n.
     """
-    contrastive = getattr(losses, config.loss)
+    contrastive = functools.partial(getattr(losses, config.loss), **hyperparameters(config))
 
     def on_sub_batch(u: Tensor, v: Tensor) -> Tensor:
-        value = contrastive(u, v, temperature=config.temperature)
+        value = contrastive(u, v)
         return value + config.vrns * losses.vrns(u, v, n=config.n_train) if config.vrns else value
 
     return torch.stack([on_sub_batch(a, b) for a, b in zip(u.split(config.m), v.split(config.m), strict=True)]).mean()
+
+
+def hyperparameters(config: Config) -> dict:
+    """What the loss that ``config`` names takes besides the embeddings."""
+    within_view = {"within_view": config.within_view} if config.loss in WITHIN_VIEW else {}
+    if config.loss == "spectral":
+        return within_view
+    if config.loss == "siglip":
+        return within_view | {"scale": 1 / config.temperature, "bias": config.bias}
+    return within_view | {"temperature": config.temperature}
 
 
 def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
@@ -129,7 +140,10 @@ def _train(config: Config, final: Path) -> None:
             total = 0.0
             batches = _batches(images.train.images[order], augment, config)
             for step, (x, y) in enumerate(batches, start=epoch * steps_per_epoch):
-                u, v = model(torch.cat([x, y])).chunk(2)  # (M, d) each; one pass, so batch norm sees both views
+                if config.heads == 1:
+                    u, v = model(torch.cat([x, y])).chunk(2)  # (M, d) each; one pass, so batch norm sees both views
+                else:
+                    u, v = model(x), model(y, second=True)
                 loss = objective(u, v, config)
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(config, step, steps_per_epoch)

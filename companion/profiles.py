@@ -20,9 +20,9 @@ class Profile:
     optimiser_batch: int = 128  # M of the controlled experiment
     sub_batches: tuple[int, ...] = (8, 16, 32, 64, 128)  # m of the controlled experiment; each divides M
     small_batch: int = 32  # m of the λ and temperature sweeps
-    weights: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0, 100.0)  # λ
+    weights: tuple[float, ...] = (1.0, 10.0, 30.0, 100.0)  # λ
     paper_weight: float = 30.0  # the paper's default λ
-    temperatures: tuple[float, ...] = (0.07, 0.2, 0.5, 1.0, 2.0)
+    temperatures: tuple[float, ...] = (0.07, 0.2, 0.5, 2.0)
     dcl_batch_sizes: tuple[int, ...] = (32, 256)
     tag: str = ""  # set when the user overrides the data set or the seed: no verdict is expected then
 

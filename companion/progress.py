@@ -1,26 +1,35 @@
-"""Progress bars that a person sees and a stored notebook does not."""
+"""Progress that a person sees and a stored notebook does not."""
 
 import os
 import sys
 
 from tqdm.auto import tqdm
+from tqdm.std import tqdm as plain
 
 
-def bar(total: int, description: str, unit: str) -> tqdm:
+class Lines(plain):
+    """A bar as a line every few seconds, for a terminal on which several notebooks report."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if msg is None:
+            self.fp.write(f"{self}\n")
+
+
+def bar(total: int, description: str, unit: str) -> plain:
     """A progress bar with the remaining time.
 
     It goes to the terminal or, in JupyterLab, below the running cell, and leaves nothing behind.
-    ``CONTRASTIVE_PROGRESS`` overrides that: ``off``, or the path of a terminal to draw on (the notebook runner sets
-    it, since a kernel that papermill starts has no terminal of its own).
+    ``CONTRASTIVE_PROGRESS`` overrides that: ``off``, or the path of a terminal to write lines to (the notebook runner
+    sets it, since a kernel that papermill starts has no terminal of its own).
     """
     where = os.environ.get("CONTRASTIVE_PROGRESS", "")
     options = {"total": total, "desc": description, "unit": unit, "leave": False, "dynamic_ncols": True}
     if where == "off":
-        return tqdm(disable=True, **options)
+        return plain(disable=True, **options)
     if where:
-        from tqdm import tqdm as plain  # a widget cannot be drawn on a terminal
-
-        return plain(file=open(where, "w"), **options)
+        options["desc"] = f"{os.environ.get('CONTRASTIVE_NOTEBOOK', '')} {description}".strip()
+        terminal = open(where, "a", buffering=1)  # noqa: SIM115 - it lives as long as the bar
+        return Lines(file=terminal, mininterval=5, maxinterval=5, ncols=100, **(options | {"dynamic_ncols": False}))
     return tqdm(disable=False if _in_notebook() else not sys.stderr.isatty(), **options)
 
 

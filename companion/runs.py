@@ -79,7 +79,7 @@ def two_views(model: torch.nn.Module, config: Config, images: data.Split, pairs:
     images = images[:pairs]
     augment = TwoViews(config, images.images.shape[1])
     with seeded(config.seed, 1):
-        parts = [[_project(model, view) for view in augment(batch)] for batch in images.images.split(AUGMENTED)]
+        parts = [_project(model, *augment(batch)) for batch in images.images.split(AUGMENTED)]
     u, v = (torch.cat(views) for views in zip(*parts, strict=True))
     return u, v, images.labels
 
@@ -110,10 +110,11 @@ def measure(model: encoders.Model, config: Config, images: data.Data) -> dict[st
     return {name: float(value) for name, value in result.items()}
 
 
-def _project(model: torch.nn.Module, images: Tensor) -> Tensor:
-    """Projections in evaluation mode, on the CPU in float32, whatever the model computes in."""
-    with torch.no_grad():
-        return model.eval()(images).float().cpu()
+@torch.no_grad()
+def _project(model: torch.nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Projections of first and second views in evaluation mode, on the CPU and in float32 whatever the model is in."""
+    model.eval()
+    return model(x).float().cpu(), model(y, second=True).float().cpu()
 
 
 def _features(model: encoders.Model, images: data.Split) -> tuple[Tensor, Tensor]:

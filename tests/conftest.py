@@ -1,6 +1,10 @@
 import pytest
+from hypothesis import settings
 
 from companion.config import Config
+
+settings.register_profile("companion", deadline=None)  # timing never decides a test
+settings.load_profile("companion")
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """What every loss does to its input first: check it, and leave half precision behind."""
 
+import contextlib
 import functools
 import inspect
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -10,6 +12,17 @@ from companion.errors import CompanionError, positive, whole
 from companion.similarity import Similarity
 
 _EMBEDDINGS = ("u", "v", "z", "queue")
+_checking = ContextVar("checking", default=True)
+
+
+@contextlib.contextmanager
+def unchecked():
+    """Losses called inside do not check their embeddings and labels, for torch.func.vmap cannot look at values."""
+    token = _checking.set(False)
+    try:
+        yield
+    finally:
+        _checking.reset(token)
 
 
 def check_embeddings(name: str, z: Tensor, *, least: int = 2) -> None:
@@ -67,22 +80,16 @@ def loss(function):
 
     The decorated function may rely on this: its embeddings (`u`, `v`, `z`, `queue`) and labels (`y`) are sound; all
     embeddings have one dtype, float32 or float64; autocast is off; `temperature`, if it is a number, is positive;
-    `similarity` is a :class:`~companion.similarity.Similarity`; `tile` is None or a positive whole number. The bare
-    formula stays at hand as ``nt_xent.__wrapped__``, for what cannot look at values, such as ``torch.vmap``.
+    `similarity` is a :class:`~companion.similarity.Similarity`; `tile` is None or a positive whole number. Inside
+    :func:`unchecked` nothing looks at the values of embeddings.
     """
     signature = inspect.signature(function)
 
     @functools.wraps(function)
     def checked(*args, **kwargs):
         arguments = signature.bind(*args, **kwargs).arguments
-        if "u" in arguments:
-            check_views(arguments["u"], arguments["v"])
-        else:
-            check_embeddings("z", arguments["z"])
-        if "y" in arguments:
-            check_labels(arguments["y"], arguments["z"])
-        if arguments.get("queue") is not None:
-            check_queue(arguments["queue"], arguments["u"])
+        if _checking.get():
+            _check(arguments)
         temperature = arguments.get("temperature")
         if temperature is not None and not isinstance(temperature, Tensor):  # a tensor is learned: no synchronisation
             positive(temperature, "temperature")
@@ -98,6 +105,17 @@ def loss(function):
             return function(**arguments)
 
     return checked
+
+
+def _check(arguments: dict) -> None:
+    if "u" in arguments:
+        check_views(arguments["u"], arguments["v"])
+    else:
+        check_embeddings("z", arguments["z"])
+    if "y" in arguments:
+        check_labels(arguments["y"], arguments["z"])
+    if arguments.get("queue") is not None:
+        check_queue(arguments["queue"], arguments["u"])
 
 
 def _similarity(similarity) -> Similarity:

@@ -1,8 +1,6 @@
 """The two sums over pairs that all losses are made of: a log-sum-exp for each anchor, and a plain total.
 
-Which pairs count is said by a function `skip(rows, columns, device)` of two ranges of indices: it returns a boolean
-(len(rows), len(columns)) mask of the pairs that do not count, or None where all do. The dense form calls it once for
-the whole matrix; :mod:`companion.losses.tiled`, which takes over where `tile` is given, once a tile.
+The dense form works on the whole matrix of pairs; where `tile` is given, :mod:`companion.losses.tiled` takes over.
 """
 
 import torch
@@ -13,39 +11,57 @@ from companion.losses import tiled
 from companion.similarity import Similarity
 
 
-def same_instance(n: int):
+class Skip:
+    """Which pairs do not count; a rule for any block of the matrix of all pairs."""
+
+    def mask(self, rows: range, columns: range, device) -> Tensor | None:
+        """(len(rows), len(columns)) booleans, true where a pair does not count; None if all count."""
+        raise NotImplementedError
+
+    def fill_(self, values: Tensor, rows: range, columns: range, by: float) -> Tensor:
+        """Put `by` in place of the values of the pairs that do not count."""
+        mask = self.mask(rows, columns, values.device)
+        return values if mask is None else values.masked_fill_(mask, by)
+
+
+class SameInstance(Skip):
     """Skip the pairs of one instance, where rows and columns count instances 0 … n-1, again and again.
 
     On (n, n) views u, v that is the diagonal; on (2n, 2n) views of cat([u, v]) an anchor's self and its twin.
     """
 
-    def skip(rows: range, columns: range, device) -> Tensor | None:
+    def __init__(self, n: int):
+        self.n = n
+
+    def mask(self, rows, columns, device):
+        mask = torch.zeros(len(rows), len(columns), dtype=torch.bool, device=device)
+        return self.fill_(mask, rows, columns, True) if self._diagonals(rows, columns) else None
+
+    def fill_(self, values, rows, columns, by):
+        for diagonal in self._diagonals(rows, columns):  # far faster than a mask
+            values.diagonal(diagonal).fill_(by)
+        return values
+
+    def _diagonals(self, rows: range, columns: range) -> list[int]:
         least, most = rows.start - columns.stop + 1, rows.stop - 1 - columns.start  # of i - j in this block
-        multiples = range(-(-least // n), most // n + 1)  # i - j = multiple · n is a diagonal of the block
-        if not multiples:
-            return None
-        skipped = torch.zeros(len(rows), len(columns), dtype=torch.bool, device=device)
-        for multiple in multiples:
-            skipped.diagonal(rows.start - columns.start - multiple * n).fill_(True)
-        return skipped
-
-    return skip
+        return [rows.start - columns.start - k * self.n for k in range(-(-least // self.n), most // self.n + 1)]
 
 
-def same_label(y: Tensor):
-    """Skip the pairs of equal labels."""
-    return lambda rows, columns, device: y[rows.start : rows.stop, None] == y[columns.start : columns.stop]
+class SameLabel(Skip):
+    """Skip the pairs of equal labels, so keep the negatives."""
+
+    def __init__(self, y: Tensor):
+        self.y = y
+
+    def mask(self, rows, columns, device):
+        return self.y[rows.start : rows.stop, None] == self.y[columns.start : columns.stop]
 
 
-def no_positive(y: Tensor):
-    """Skip the pairs of different labels, and an anchor's self."""
+class NoPositive(SameLabel):
+    """Skip the pairs of different labels and an anchor's self, so keep the positives."""
 
-    def skip(rows: range, columns: range, device) -> Tensor:
-        different = y[rows.start : rows.stop, None] != y[columns.start : columns.stop]
-        itself = same_instance(len(y))(rows, columns, device)
-        return different if itself is None else different | itself
-
-    return skip
+    def mask(self, rows, columns, device):
+        return SameInstance(len(self.y)).fill_(~super().mask(rows, columns, device), rows, columns, True)
 
 
 def log1p_exp(x: Tensor) -> Tensor:
@@ -54,7 +70,7 @@ def log1p_exp(x: Tensor) -> Tensor:
 
 
 def log_sum_exp(
-    a: Tensor, b: Tensor, temperature, similarity: Similarity, skip=None, tile: int | None = None
+    a: Tensor, b: Tensor, temperature, similarity: Similarity, skip: Skip | None = None, tile: int | None = None
 ) -> Tensor:
     """(n,) log Σ_j exp(s(a_i, b_j)/τ) over the kept pairs; -∞ for an anchor without any.
 
@@ -66,7 +82,7 @@ def log_sum_exp(
 
 
 def log_sum_exp_both_ways(
-    a: Tensor, b: Tensor, temperature, similarity: Similarity, skip, tile: int | None
+    a: Tensor, b: Tensor, temperature, similarity: Similarity, skip: Skip, tile: int | None
 ) -> tuple[Tensor, Tensor]:
     """The same for each row a_i over all b_j, (n,), and for each b_j over all a_i, (k,)."""
     if tile is not None:
@@ -75,7 +91,7 @@ def log_sum_exp_both_ways(
     return logits.logsumexp(dim=1), logits.logsumexp(dim=0)
 
 
-def total(term, a: Tensor, b: Tensor, similarity: Similarity, skip, *, rows=(), shared=(), tile=None) -> Tensor:
+def total(term, a: Tensor, b: Tensor, similarity: Similarity, skip: Skip, *, rows=(), shared=(), tile=None) -> Tensor:
     """Σ over the kept pairs of ``term(s(a_i, b_j), *rows_i, *shared)``; `term` works elementwise.
 
     Args:
@@ -92,12 +108,11 @@ def total(term, a: Tensor, b: Tensor, similarity: Similarity, skip, *, rows=(), 
         return tiled.total(term, a, b, similarity, skip, rows, shared, tile)
     s = similarity(a, b)  # (n, k)
     values = term(s, *(row[:, None] for row in rows), *shared)
-    mask = skip(range(len(a)), range(len(b)), s.device)
+    mask = skip.mask(range(len(a)), range(len(b)), s.device)
     return (values if mask is None else values.masked_fill(mask, 0)).sum()
 
 
-def _logits(a: Tensor, b: Tensor, temperature, similarity: Similarity, skip) -> Tensor:
+def _logits(a: Tensor, b: Tensor, temperature, similarity: Similarity, skip: Skip | None) -> Tensor:
     """(n, k) logits, -∞ where a pair does not count."""
     logits = similarity.logits(similarity.prepare(a), similarity.prepare(b), temperature)
-    mask = None if skip is None else skip(range(len(a)), range(len(b)), logits.device)
-    return logits if mask is None else logits.masked_fill(mask, -torch.inf)
+    return logits if skip is None else skip.fill_(logits, range(len(a)), range(len(b)), -torch.inf)

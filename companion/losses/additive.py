@@ -5,7 +5,7 @@ from torch import Tensor
 
 from companion.errors import number, positive
 from companion.losses._inputs import loss
-from companion.losses._pairs import log1p_exp, same_instance, total
+from companion.losses._pairs import SameInstance, log1p_exp, total
 from companion.similarity import cosine
 
 
@@ -76,6 +76,6 @@ def _negatives(term, u: Tensor, v: Tensor, within_view: bool, similarity, tile, 
 
     def mean(a, b):
         n = len(a)
-        return total(term, a, b, similarity, same_instance(n), shared=shared, tile=tile) / (n * (n - 1))
+        return total(term, a, b, similarity, SameInstance(n), shared=shared, tile=tile) / (n * (n - 1))
 
     return mean(u, v) + (mean(u, u) + mean(v, v)) / 2 if within_view else mean(u, v)

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from companion.errors import whole
 from companion.losses._inputs import loss
-from companion.losses._pairs import same_instance, total
+from companion.losses._pairs import SameInstance, total
 from companion.similarity import cosine
 
 
@@ -53,4 +53,4 @@ def vrns_parts(u: Tensor, v: Tensor, *, n: int, similarity=cosine, tile: int | N
 def _mean(term, u: Tensor, v: Tensor, similarity, tile, shared=()) -> Tensor:
     """Mean of `term` over the cross-view negatives."""
     m = len(u)
-    return total(term, u, v, similarity, same_instance(m), shared=shared, tile=tile) / (m * (m - 1))
+    return total(term, u, v, similarity, SameInstance(m), shared=shared, tile=tile) / (m * (m - 1))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from companion.errors import positive
 from companion.losses._inputs import loss
-from companion.losses._pairs import log_sum_exp, same_instance
+from companion.losses._pairs import SameInstance, log_sum_exp
 from companion.similarity import cosine
 
 
@@ -50,7 +50,7 @@ def uniform(z: Tensor, *, t: float = 2, tile: int | None = None) -> Tensor:
     n = len(z)
     if tile is not None:  # -t‖z_i - z_j‖² = 2t z_iᵀz_j - 2t
         return (
-            log_sum_exp(z, z, 1 / (2 * t), cosine, same_instance(n), tile).logsumexp(dim=0)
+            log_sum_exp(z, z, 1 / (2 * t), cosine, SameInstance(n), tile).logsumexp(dim=0)
             - 2 * t
             - math.log(n * (n - 1))
         )

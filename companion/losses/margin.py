@@ -9,7 +9,7 @@ from torch import Tensor
 
 from companion.errors import number, positive
 from companion.losses._inputs import loss
-from companion.losses._pairs import no_positive, same_label
+from companion.losses._pairs import NoPositive, SameLabel
 from companion.similarity import cosine
 
 
@@ -110,7 +110,7 @@ def batch_hard(z: Tensor, y: Tensor, *, margin: float, similarity=cosine) -> Ten
 def _compare(z: Tensor, y: Tensor, similarity) -> tuple[Tensor, Tensor, Tensor]:
     """(n, n) similarities, mask of the positive pairs, mask of the negative ones."""
     everything = range(len(z)), range(len(z)), z.device
-    return similarity(z, z), ~no_positive(y)(*everything), ~same_label(y)(*everything)
+    return similarity(z, z), ~NoPositive(y).mask(*everything), ~SameLabel(y).mask(*everything)
 
 
 def _mean(values: Tensor, counted: Tensor) -> Tensor:

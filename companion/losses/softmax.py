@@ -12,7 +12,7 @@ from torch import Tensor
 from companion.errors import CompanionError, choose, positive, whole
 from companion.losses import tiled
 from companion.losses._inputs import loss
-from companion.losses._pairs import log1p_exp, log_sum_exp, log_sum_exp_both_ways, same_instance, total
+from companion.losses._pairs import SameInstance, log1p_exp, log_sum_exp, log_sum_exp_both_ways, total
 from companion.similarity import cosine
 
 
@@ -38,7 +38,7 @@ def info_nce(
     """
     positives = similarity.paired(u, v) / temperature  # (n,)
     if queue is None:
-        negatives = log_sum_exp(u, v, temperature, similarity, same_instance(len(u)), tile)  # (n,)
+        negatives = log_sum_exp(u, v, temperature, similarity, SameInstance(len(u)), tile)  # (n,)
     else:
         negatives = log_sum_exp(u, queue, temperature, similarity, tile=tile)  # (n,)
     return log1p_exp(negatives - positives).mean()
@@ -68,7 +68,7 @@ def clip(
     if within_view:
         return nt_xent(u, v, temperature=temperature, similarity=similarity, tile=tile)
     positives = similarity.paired(u, v) / temperature  # (n,)
-    of_u, of_v = log_sum_exp_both_ways(u, v, temperature, similarity, same_instance(len(u)), tile)  # (n,), (n,)
+    of_u, of_v = log_sum_exp_both_ways(u, v, temperature, similarity, SameInstance(len(u)), tile)  # (n,), (n,)
     return (log1p_exp(of_u - positives) + log1p_exp(of_v - positives)).mean() / 2
 
 
@@ -163,8 +163,8 @@ def dhel(
     """
     choose(form, ("lee", "koromilas"), "form of DHEL")
     positives = similarity.paired(u, v) / temperature  # (n,)
-    of_u = log_sum_exp(u, u, temperature, similarity, same_instance(len(u)), tile)  # (n,)
-    of_v = log_sum_exp(v, v, temperature, similarity, same_instance(len(u)), tile)  # (n,)
+    of_u = log_sum_exp(u, u, temperature, similarity, SameInstance(len(u)), tile)  # (n,)
+    of_v = log_sum_exp(v, v, temperature, similarity, SameInstance(len(u)), tile)  # (n,)
     negatives = of_u + of_v if form == "koromilas" else (of_u + of_v) / 2
     return (negatives - positives).mean()
 
@@ -214,7 +214,7 @@ def simple(
     """
     positive(weight, "weight", zero=True)
     if keep is None:
-        negatives = total(lambda s: s, u, v, similarity, same_instance(len(u)), tile=tile)
+        negatives = total(lambda s: s, u, v, similarity, SameInstance(len(u)), tile=tile)
     else:
         negatives = _hardest(u, v, keep, similarity, tile).sum()
     return weight * negatives / len(u) - similarity.paired(u, v).mean()
@@ -243,7 +243,7 @@ class LogitScale(torch.nn.Module):
 def _all_negatives(u: Tensor, v: Tensor, temperature, similarity, tile) -> tuple[Tensor, Tensor]:
     """(2n,) log-sum-exp over the 2(n - 1) views of other instances, and (2n,) logits of the positives."""
     z = torch.cat([u, v])
-    negatives = log_sum_exp(z, z, temperature, similarity, same_instance(len(u)), tile)
+    negatives = log_sum_exp(z, z, temperature, similarity, SameInstance(len(u)), tile)
     return negatives, (similarity.paired(u, v) / temperature).repeat(2)
 
 
@@ -255,7 +255,7 @@ def _hardest(u: Tensor, v: Tensor, keep: int, similarity, tile) -> Tensor:
 
     def hardest(rows: range) -> Tensor:
         s = similarity(u[rows.start : rows.stop], v)
-        positives = same_instance(n)(rows, range(n), u.device)
+        positives = SameInstance(n).mask(rows, range(n), u.device)
         return s.masked_fill(positives, -torch.inf).topk(keep, dim=1).values
 
     return hardest(range(n)) if tile is None else tiled.in_row_blocks(hardest, u, tile)

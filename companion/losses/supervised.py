@@ -5,7 +5,7 @@ from torch import Tensor
 
 from companion.errors import positive
 from companion.losses._inputs import loss
-from companion.losses._pairs import log_sum_exp, no_positive, same_instance, same_label, total
+from companion.losses._pairs import NoPositive, SameInstance, SameLabel, log_sum_exp, total
 from companion.similarity import cosine
 
 
@@ -27,10 +27,10 @@ def sup_con(z: Tensor, y: Tensor, *, temperature: float, similarity=cosine, tile
     Raises:
         CompanionError: if z is not (n, d), finite, with n >= 2, y not its labels, or τ not positive.
     """
-    candidates = log_sum_exp(z, z, temperature, similarity, same_instance(len(z)), tile)  # (n,)
+    candidates = log_sum_exp(z, z, temperature, similarity, SameInstance(len(z)), tile)  # (n,)
     weights = _pair_weights(y, z.dtype)  # (n,)
     anchors = weights > 0
-    positives = total(lambda s, w: w * s, z, z, similarity, no_positive(y), rows=(weights,), tile=tile) / temperature
+    positives = total(lambda s, w: w * s, z, z, similarity, NoPositive(y), rows=(weights,), tile=tile) / temperature
     return (candidates * anchors).sum() / anchors.sum().clamp(min=1) - positives
 
 
@@ -75,7 +75,7 @@ def eps_sup_info_nce(
         CompanionError: as :func:`sup_con`, or if ε is negative.
     """
     positive(epsilon, "epsilon", zero=True)
-    negatives = log_sum_exp(z, z, temperature, similarity, same_label(y), tile)  # (n,); -∞ without other classes
+    negatives = log_sum_exp(z, z, temperature, similarity, SameLabel(y), tile)  # (n,); -∞ without other classes
     temperature = torch.as_tensor(temperature, dtype=z.dtype, device=z.device)
     margin = z.new_tensor(-epsilon)
 
@@ -83,7 +83,7 @@ def eps_sup_info_nce(
         return weight * torch.logaddexp(margin, negative - s / temperature)  # -log e^s / (e^(s - ε) + e^negative)
 
     rows = (_pair_weights(y, z.dtype), negatives)
-    return total(term, z, z, similarity, no_positive(y), rows=rows, shared=(temperature,), tile=tile)
+    return total(term, z, z, similarity, NoPositive(y), rows=rows, shared=(temperature,), tile=tile)
 
 
 def _pair_weights(y: Tensor, dtype: torch.dtype) -> Tensor:

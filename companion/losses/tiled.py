@@ -18,7 +18,7 @@ from companion.similarity import Similarity
 
 
 def log_sum_exp(a: Tensor, b: Tensor, temperature, similarity: Similarity, skip, tile: int) -> tuple[Tensor, Tensor]:
-    """(n,) log Σ_j exp(s(a_i, b_j)/τ) over the kept pairs, and (k,) log Σ_i exp(s(a_i, b_j)/τ), from one pass.
+    """(n,) log Σ_j exp(s(a_i, b_j)/τ) over the pairs that count, and (k,) log Σ_i exp(s(a_i, b_j)/τ), from one pass.
 
     The gradient takes a second pass, since a softmax can be formed only after its sum is known.
     """
@@ -29,7 +29,7 @@ def log_sum_exp(a: Tensor, b: Tensor, temperature, similarity: Similarity, skip,
 
 
 def total(term, a: Tensor, b: Tensor, similarity: Similarity, skip, rows, shared, tile: int) -> Tensor:
-    """Σ of ``term(s(a_i, b_j), *rows_i, *shared)`` over the kept pairs; its gradient is formed in the same pass."""
+    """Σ ``term(s(a_i, b_j), *rows_i, *shared)`` over the pairs that count; the gradient is formed in the same pass."""
     left, right = _prepared(a, b, similarity)
     form = (term, similarity, skip, tile, len(rows), torch.is_grad_enabled())
     return _Total.apply(form, left, right, *rows, *shared)
@@ -53,14 +53,13 @@ class _LogSumExp(torch.autograd.Function):
         columns = rows if symmetric else a.new_full((len(b),), 0 if bounded else -torch.inf)
         for i, j in _tiles(len(a), len(right), tile, symmetric):
             logits = similarity.logits(a[_slice(i)], right[_slice(j)], temperature)
-            mask = skip(i, j, a.device) if skip else None
             sides = [(rows[_slice(i)], 1)] if symmetric and i == j else [(rows[_slice(i)], 1), (columns[_slice(j)], 0)]
             if bounded:
-                exponentials = _drop(logits.exp_(), mask, 0)
+                exponentials = _without(skip, logits.exp_(), i, j, 0)
                 for sums, dim in sides:
                     sums += exponentials.sum(dim)
             else:
-                logits = _drop(logits, mask, -torch.inf)
+                logits = _without(skip, logits, i, j, -torch.inf)
                 for sums, dim in sides:
                     torch.logaddexp(sums, logits.logsumexp(dim), out=sums)
         if bounded:
@@ -100,8 +99,7 @@ class _LogSumExp(torch.autograd.Function):
                 slope = (x - rows[_slice(i), None]).exp_().mul_(of_rows[_slice(i), None])
                 if not once:
                     slope += (x - columns[_slice(j)]).exp_().mul_(of_columns[_slice(j)])
-            slope = _drop(slope, skip(i, j, a.device) if skip else None, 0)
-            parts = torch.autograd.grad(logits, leaves, slope)
+            parts = torch.autograd.grad(logits, leaves, _without(skip, slope, i, j, 0))
             for grad, part in zip((grad_a[_slice(i)], grad_b[_slice(j)], grad_t), parts, strict=True):
                 grad += part
         return grad_a, None if symmetric else grad_b, grad_t, None, None, None
@@ -126,12 +124,12 @@ class _Total(torch.autograd.Function):
 
         def sum_of_terms(s, mask, part, shared):
             values = term(s, *(leaf(k, part)[:, None] for k in range(2, 2 + n_rows)), *shared)
-            return _drop(values, mask, 0).sum()
+            return (values if mask is None else values.masked_fill(mask, 0)).sum()
 
         value = a.new_zeros(())
         for i, j in _tiles(len(a), len(inputs[1]), tile, symmetric):
             used.clear()
-            mask = skip(i, j, a.device)
+            mask = skip.mask(i, j, a.device)
             with torch.set_grad_enabled(differentiate):
                 s = similarity.matrix(leaf(0, _slice(i)), leaf(1, _slice(j)))
                 shared = [leaf(k, ...) for k in range(2 + n_rows, len(inputs))]
@@ -170,6 +168,5 @@ def _slice(indices: range) -> slice:
     return slice(indices.start, indices.stop)
 
 
-def _drop(values: Tensor, mask: Tensor | None, by: float) -> Tensor:
-    """`by` where `mask` is true, else `values`."""
-    return values if mask is None else values.masked_fill(mask, by)
+def _without(skip, values: Tensor, rows: range, columns: range, by: float) -> Tensor:
+    return values if skip is None else skip.fill_(values, rows, columns, by)

@@ -64,8 +64,8 @@ def test_it_stores_no_stderr_and_no_absolute_path(notebook):
 
 def test_every_figure_says_in_words_what_it_shows(notebook):
     for output in outputs(notebook):
-        if "image/png" in output.get("data", {}):
-            alt = output.metadata.get("image/png", output.metadata).get("alt", "")
+        for kind in {"image/png", "image/gif"} & set(output.get("data", {})):
+            alt = output.metadata.get(kind, output.metadata).get("alt", "")
             assert len(alt.split()) >= 8, alt
 
 

@@ -28,6 +28,9 @@ from companion.errors import CompanionError
         ({"flip": 1.5}, "flip is 1.5: expected a number from 0 to 1"),
         ({"epochs": 0}, "epochs is 0"),
         ({"seed": -1}, "seed is -1"),
+        ({"bias": math.inf}, "bias is inf"),
+        ({"heads": 3}, "heads is 3: expected 1.*or 2"),
+        ({"within_view": True}, "within_view makes no difference to 'nt_xent'"),
     ],
 )
 def test_bad_values_are_told(changes, expected):
@@ -36,14 +39,14 @@ def test_bad_values_are_told(changes, expected):
 
 
 def test_key_covers_every_field():
-    base = Config()
+    base = Config(loss="clip")  # which takes within-view negatives
     changed = {
         "dataset": None, "image_size": 16, "n_train": 2000, "n_validation": 10, "encoder": "resnet18", "width": 8,
         "projector_hidden": 64, "projector_dim": 64, "loss": "dcl", "temperature": 0.3, "vrns": 1.0, "batch_size": 64,
         "loss_batch_size": 32, "epochs": 3, "learning_rate": 0.1, "momentum": 0.5, "weight_decay": 0.0,
         "warmup_epochs": 2, "crop_scale": 0.5, "flip": 0.0, "jitter": 0.1, "jitter_probability": 0.5,
         "grayscale": 0.1, "blur": 0.5, "measured_pairs": 100, "precision": "bf16-mixed", "accelerator": "cpu",
-        "seed": 7,
+        "seed": 7, "bias": -5.0, "heads": 2, "within_view": True,
     }  # fmt: skip
     assert set(changed) == set(Config.__dataclass_fields__)
     keys = {base.replace(**{name: value}).key("data") for name, value in changed.items() if value is not None}

@@ -222,3 +222,26 @@ def test_an_anchor_without_positives_is_left_out(name):
     assert torch.isfinite(lone.grad).all()
     assert WITH_LABELS[name](z, y) >= own - 1e-12  # one more negative can only make it harder
     assert torch.isfinite(WITH_LABELS[name](far, y))
+
+
+@pytest.mark.parametrize("name", ["info_nce", "clip", "nt_xent", "dcl", "dhel"])
+def test_bare_formulas_work_under_vmap(name):
+    """Many problems at once, each with its own temperature: what the direct optimisation of embeddings does."""
+    u, v = views(n=4 * N)
+    u, v = u.reshape(4, N, 5), v.reshape(4, N, 5)
+    temperatures = torch.tensor([0.1, 0.2, 0.5, 1.0], dtype=torch.float64)
+    function = getattr(losses, name)
+    batched = torch.vmap(lambda u, v, t: function.__wrapped__(u, v, temperature=t))(u, v, temperatures)
+    for value, a, b, t in zip(batched, u, v, temperatures, strict=True):
+        assert value.item() == pytest.approx(function(a, b, temperature=t.item()).item(), rel=1e-12)
+
+
+def test_siglip_and_spectral_work_under_vmap():
+    u, v = (x.reshape(4, N, 5) for x in views(n=4 * N))
+    scales, biases = torch.rand(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    batched = torch.vmap(lambda u, v, t, b: losses.siglip.__wrapped__(u, v, scale=t, bias=b, within_view=True))
+    for value, a, b, t, bias in zip(batched(u, v, scales, biases), u, v, scales, biases, strict=True):
+        alone = losses.siglip(a, b, scale=t.item(), bias=bias.item(), within_view=True)
+        assert value.item() == pytest.approx(alone.item(), rel=1e-12)
+    for value, a, b in zip(torch.vmap(losses.spectral.__wrapped__)(u, v), u, v, strict=True):
+        assert value.item() == pytest.approx(losses.spectral(a, b).item(), rel=1e-12)

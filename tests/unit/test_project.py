@@ -17,7 +17,8 @@ PYPROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())
 # A module imports only from modules before it.
 ORDER = [
     "errors", "paths", "config", "profiles", "store", "progress", "data", "augment", "encoders", "similarity", "losses",
-    "theory", "metrics", "probe", "environment", "runs", "pretrain", "claims", "figures", "execute", "bench",
+    "theory", "metrics", "probe", "environment", "runs", "pretrain", "claims", "figures", "execute", "bench_report",
+    "bench",
 ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from companion import augment, encoders, losses, pretrain, runs
+from companion import augment, encoders, losses, metrics, pretrain, runs
 from companion.config import Config
 from companion.errors import CompanionError
 
@@ -75,6 +75,47 @@ def test_objective_averages_over_sub_batches():
     assert torch.allclose(pretrain.objective(u, v, config), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"loss": "clip", "within_view": True}, lambda u, v: losses.nt_xent(u, v, temperature=0.2)),
+        ({"loss": "siglip", "bias": -3.0}, lambda u, v: losses.siglip(u, v, scale=5, bias=-3)),
+        (
+            {"loss": "siglip", "within_view": True},
+            lambda u, v: losses.siglip(u, v, scale=5, bias=-10, within_view=True),
+        ),
+        ({"loss": "spectral"}, losses.spectral),
+        ({"loss": "spectral", "within_view": True}, lambda u, v: losses.spectral(u, v, within_view=True)),
+    ],
+)
+def test_objective_hands_each_loss_its_hyperparameters(changes, expected):
+    u, v = torch.randn(2, 12, 6, generator=torch.manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(pretrain.objective(u, v, Config(batch_size=12, **changes)), expected(u, v))
+
+
+def test_the_second_head_serves_the_second_views_alone():
+    model = encoders.build(Config(heads=2), 1).eval()
+    images = torch.rand(4, 1, 14, 14)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), model.projector(model.encoder(images)))
+        torch.testing.assert_close(model(images, second=True), model.second_projector(model.encoder(images)))
+        assert not torch.allclose(model(images), model(images, second=True))
+        alone = encoders.build(Config(), 1).eval()
+        assert torch.equal(alone(images), alone(images, second=True))
+
+
+def test_a_run_with_two_heads_trains_both_and_comes_back(results, tiny):
+    config = tiny.replace(loss="siglip", heads=2, bias=-5.0)
+    run = pretrain.run(config)
+    with runs.seeded(config.seed, 0):
+        before = encoders.build(config, 1).state_dict()
+    after = run.model().state_dict()
+    for name in ("projector.0.weight", "second_projector.0.weight"):
+        assert not torch.equal(before[name], after[name])
+    u, v, _ = run.two_views()
+    assert metrics.similarity_statistics(u, v)["negative_mean"] == pytest.approx(run.metrics["negative_mean"], abs=1e-6)
+
+
 def test_learning_rate_follows_the_schedule():
     config = Config(batch_size=64, learning_rate=0.4, epochs=5, warmup_epochs=2)
     rates = [pretrain.learning_rate(config, step, steps_per_epoch=10) for step in range(50)]
@@ -138,3 +179,13 @@ def test_the_caller_keeps_its_random_numbers_and_threads(tiny, results):
     pretrain.run(tiny)
     assert torch.equal(torch.rand(3), expected)
     assert torch.get_num_threads() == threads
+
+
+def test_the_gpu_profiles_network_and_precision_train_on_a_cpu_too(tiny, results):
+    """ResNet-18 with the CIFAR stem under bfloat16 autocast: the GPU's path, as far as a CPU goes."""
+    config = tiny.replace(
+        encoder="resnet18", precision="bf16-mixed", image_size=16, n_train=48, batch_size=24, epochs=1
+    )
+    run = pretrain.run(config)
+    assert all(math.isfinite(value) for value in run.metrics.values())
+    assert run.model().projector[0].weight.dtype == torch.float32  # the weights stay in full precision

@@ -1,0 +1,259 @@
+"""How fast, and in how much memory: the losses here against the libraries in use. ``python -m companion.bench``.
+
+Each contender does one forward and backward pass of the same loss on the same n pairs of 128-dimensional embeddings.
+Peak memory is taken in a process of its own; times are taken in rounds, every contender once a round, so that whatever
+else the machine does falls on all of them alike. What is reported of times are ratios within a round: their median, and
+their range over the rounds.
+"""
+
+import argparse
+import contextlib
+import importlib
+import json
+import math
+import multiprocessing
+import platform
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from companion import bench_report, losses, paths, progress, store
+from companion.bench_report import DENSE, FLOOR, TILED
+from companion.errors import CompanionError
+
+TEMPERATURE, DIMENSION = 0.2, 128
+TILE = {"cpu": 512, "cuda": 8192}
+SIZES = {"cpu": (128, 256, 512, 1024, 2048, 4096, 8192), "cuda": (1024, 2048, 4096, 8192, 16384, 32768, 65536)}
+LARGE = {"cpu": 50_000, "cuda": 500_000}  # instances, tiled only, once
+PATIENCE = 30.0  # seconds: a contender whose next size would take longer for one pass is not asked
+
+
+def usual_formula(u: Tensor, v: Tensor) -> Tensor:
+    """NT-Xent as most repositories write it: exponentials, masks, a ratio, its logarithm."""
+    z = F.normalize(torch.cat([u, v]), dim=1)
+    exponentials = torch.exp(z @ z.T / TEMPERATURE)
+    others = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
+    positives = torch.exp((z * z.roll(len(u), dims=0)).sum(dim=1) / TEMPERATURE)
+    return -torch.log(positives / (exponentials * others).sum(dim=1)).mean()
+
+
+def _products(a: Tensor, b: Tensor) -> None:
+    """The matrix products that any dense form needs, and nothing else: S = a bᵀ, then S b and Sᵀ a for the gradient."""
+    with torch.no_grad():
+        s = a @ b.T
+        _ = s @ b, s.T @ a
+
+
+def _pytorch_metric_learning(device: str):
+    oracle = importlib.import_module("pytorch_metric_learning.losses").NTXentLoss(temperature=TEMPERATURE)
+    return lambda u, v: oracle(torch.cat([u, v]), torch.arange(len(u), device=u.device).repeat(2))
+
+
+def _open_clip(device: str):
+    oracle = importlib.import_module("open_clip.loss").ClipLoss()
+    scale = torch.tensor(1 / TEMPERATURE, device=device)
+    return lambda u, v: oracle(F.normalize(u, dim=1), F.normalize(v, dim=1), scale)
+
+
+# loss → contender → device → function of u and v; the three products are the floor that the others are held against
+CONTENDERS = {
+    "nt_xent": {
+        FLOOR: lambda device: lambda u, v: _products(torch.cat([u, v]), torch.cat([u, v])),
+        TILED: lambda device: lambda u, v: losses.nt_xent(u, v, temperature=TEMPERATURE, tile=TILE[device]),
+        DENSE: lambda device: lambda u, v: losses.nt_xent(u, v, temperature=TEMPERATURE),
+        "usual formula": lambda device: usual_formula,
+        "lightly": lambda device: importlib.import_module("lightly.loss").NTXentLoss(temperature=TEMPERATURE),
+        "pytorch-metric-learning": _pytorch_metric_learning,
+    },
+    "clip": {
+        FLOOR: lambda device: _products,
+        TILED: lambda device: lambda u, v: losses.clip(u, v, temperature=TEMPERATURE, tile=TILE[device]),
+        DENSE: lambda device: lambda u, v: losses.clip(u, v, temperature=TEMPERATURE),
+        "open_clip": _open_clip,
+    },
+}
+
+
+def embeddings(n: int, device: str, autocast: bool) -> tuple[Tensor, Tensor]:
+    """Two (n, 128) leaves; in bfloat16 under autocast, as a projector would hand them over."""
+    generator = torch.Generator().manual_seed(n)
+    u, v = torch.randn(2, n, DIMENSION, generator=generator).to(device, torch.bfloat16 if autocast else torch.float32)
+    return u.requires_grad_(), v.requires_grad_()
+
+
+def seconds(function, inputs: tuple[Tensor, Tensor], device: str, autocast: bool) -> float:
+    """Time of one forward and backward pass."""
+    for x in inputs:
+        x.grad = None
+    _synchronise(device)
+    start = time.perf_counter()
+    with torch.autocast(device, torch.bfloat16, enabled=autocast):
+        value = function(*inputs)
+    if value is not None:
+        value.backward()
+    _synchronise(device)
+    return time.perf_counter() - start
+
+
+def trial(loss: str, contender: str, sizes: list[int], device: str, autocast: bool, threads: int) -> dict:
+    """Peak memory and a first time of one contender over growing n, in a process of its own.
+
+    Returns:
+        n → {"seconds", "bytes"}, as far as patience and memory reach; bytes above what the process held before, or
+        None where the operating system does not tell. A contender that is not installed gives {}.
+    """
+    torch.set_num_threads(threads)
+    try:
+        function = CONTENDERS[loss][contender](device)
+    except ImportError:
+        return {}
+    found = {}
+    seconds(function, embeddings(8, device, autocast), device, autocast)  # loads what is loaded at the first call
+    for n in sizes:
+        inputs = embeddings(n, device, autocast)
+        try:
+            before = _reset_peak(device)
+            elapsed = seconds(function, inputs, device, autocast)
+            held = None if before is None else max(0, _peak(device) - before)
+        except torch.OutOfMemoryError:
+            break
+        found[n] = {"seconds": elapsed, "bytes": held}
+        later = [size for size in sizes if size > n]
+        if later and (
+            _extrapolate(found, "seconds", later[0]) > PATIENCE
+            or _extrapolate(found, "bytes", later[0]) > 0.8 * _available(device)
+        ):
+            break
+    return found
+
+
+def _extrapolate(found: dict, key: str, n: int) -> float:
+    """What the next n will take, by the power law of the last two; after the first, by n³."""
+    (n1, first), (n2, last) = ([(2, {key: 0}), *found.items()])[-2:]
+    grows = bool(first[key] and last[key])
+    power = math.log(last[key] / first[key]) / math.log(n2 / n1) if grows else 3
+    return (last[key] or 0) * (n / n2) ** min(max(power, 1), 3)
+
+
+def race(loss: str, trials: dict, n: int, device: str, autocast: bool) -> dict[str, list[float]]:
+    """Times of every contender that can do n, in rounds."""
+    field = {name: CONTENDERS[loss][name](device) for name, found in trials.items() if n in found}
+    round_trip = sum(trials[name][n]["seconds"] for name in field)
+    rounds = max(4, min(15, int(PATIENCE / max(round_trip, 1e-3))))
+    inputs = embeddings(n, device, autocast)
+    times = {name: [] for name in field}
+    for _ in range(1 + rounds):
+        for name, function in field.items():
+            times[name].append(seconds(function, inputs, device, autocast))
+    return {name: rest for name, (_, *rest) in times.items()}  # the first round warms up
+
+
+def main(arguments: list[str] | None = None) -> Path:
+    """Run the benchmark, write ``results/bench/<device>.{json,md,png}``, print the table, return the table's path."""
+    parser = argparse.ArgumentParser(prog="python -m companion.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--autocast", action="store_true", help="bfloat16 embeddings, under bfloat16 autocast")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--sizes", type=int, nargs="+", help="instances n, growing")
+    parser.add_argument("--large", type=int, help="n of the one large tiled run; 0 leaves it out")
+    chosen = parser.parse_args(arguments)
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        raise CompanionError("--device cuda: torch sees no CUDA device here. Leave the option out for the CPU.")
+    sizes = sorted(chosen.sizes or SIZES[chosen.device])
+    if sizes[0] < 2:
+        raise CompanionError(f"--sizes holds {sizes[0]}: expected at least 2 instances.")
+    large = LARGE[chosen.device] if chosen.large is None else chosen.large
+    where = (chosen.device, chosen.autocast)
+    torch.set_num_threads(chosen.threads)
+
+    tasks = [(loss, contender, sizes) for loss, contenders in CONTENDERS.items() for contender in contenders]
+    tasks += [("nt_xent", TILED, [large])] if large else []
+    steps = len(tasks) + len(sizes) * len(CONTENDERS)
+    found = []
+    with progress.bar(steps, "bench", "step") as bar:
+        for task in tasks:  # a new process each: what one contender leaves behind is not charged to the next
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+                found.append(fresh.submit(trial, *task, *where, chosen.threads).result())
+            bar.update()
+        results = {
+            "machine": _machine(chosen),
+            "trials": {loss: {} for loss in CONTENDERS},
+            "times": {loss: {} for loss in CONTENDERS},
+            "large": found.pop() if large else {},
+        }
+        for (loss, contender, _), outcome in zip(tasks, found, strict=False):
+            results["trials"][loss][contender] = outcome
+        for loss, trials in results["trials"].items():
+            for n in sizes:
+                results["times"][loss][n] = race(loss, trials, n, *where)
+                bar.update()
+    results["goals"] = bench_report.goals(results) if where == ("cpu", False) and chosen.threads == 1 else []
+
+    path = paths.results() / "bench" / (chosen.device + ("-autocast" if chosen.autocast else "") + ".md")
+    store.write(path.with_suffix(".json"), json.dumps(results, indent=1))
+    store.write(path, bench_report.table(results))
+    bench_report.figure(results, path.with_suffix(".png"))
+    print(bench_report.table(results))
+    return path
+
+
+def _machine(chosen: argparse.Namespace) -> dict:
+    name = platform.processor() or platform.machine()
+    if chosen.device == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        with contextlib.suppress(OSError, StopIteration):
+            lines = Path("/proc/cpuinfo").read_text().splitlines()
+            name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return {
+        "name": name,
+        "threads": chosen.threads,
+        "torch": torch.__version__,
+        "dtype": "bfloat16 autocast" if chosen.autocast else "float32",
+        "tile": TILE[chosen.device],
+        "d": DIMENSION,
+    }
+
+
+def _synchronise(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _reset_peak(device: str) -> int | None:
+    """Start a new peak; return the bytes held now, None where the operating system does not tell."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    return _status("VmRSS")
+
+
+def _peak(device: str) -> int:
+    return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
+
+
+def _status(key: str) -> int:
+    """Bytes, from Linux's own account of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+def _available(device: str) -> float:
+    """Bytes that a process may still take: beyond them a CPU's contender would be killed, a GPU's is caught."""
+    with contextlib.suppress(OSError, StopIteration):
+        if device == "cpu":
+            lines = Path("/proc/meminfo").read_text().splitlines()
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    return float("inf")
+
+
+if __name__ == "__main__":
+    main()
