@@ -1,9 +1,11 @@
 """How every figure looks, and the plots that two notebooks share."""
 
+import functools
 import io
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -15,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from companion import store
+from companion import progress, store
 from companion.claims import Claim, Observed, over_seeds
 from companion.similarity import cosine
 
@@ -48,6 +50,26 @@ def show(figure: Figure, alt: str, *, path: Path | None = None) -> None:
     if path:
         store.write(path, buffer.getvalue())
     display(Image(buffer.getvalue(), alt=alt))
+
+
+def movable(draw: Callable[..., Figure], alt: str, **controls) -> None:
+    """A figure with controls to move it by, where someone is there to move them; else drawn once, at its defaults.
+
+    Args:
+        draw: draws the figure; its keyword arguments, which all have defaults, are what can be moved.
+        alt: as for :func:`show`.
+        controls: for each argument of ``draw``, its control as ipywidgets abbreviates it: (lowest, highest, step) for
+            a slider, a list for a choice.
+    """
+
+    @functools.wraps(draw)  # from the defaults of `draw` the controls start
+    def redraw(**values):
+        show(draw(**values), alt)
+
+    if progress.live():
+        ipywidgets.interact(redraw, **controls)
+    else:
+        redraw()
 
 
 def animate(figure: Figure, draw: Callable[[int], None], frames: int, alt: str, *, seconds: float = 6) -> None:

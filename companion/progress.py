@@ -33,6 +33,11 @@ def bar(total: int, description: str, unit: str) -> plain:
     return tqdm(disable=False if _in_notebook() else not sys.stderr.isatty(), **options)
 
 
+def live() -> bool:
+    """Whether a person works in this notebook: in a kernel that no runner has told where to draw its progress."""
+    return _in_notebook() and not os.environ.get("CONTRASTIVE_PROGRESS")
+
+
 def _in_notebook() -> bool:
     shell = sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()
     return getattr(shell, "kernel", None) is not None
