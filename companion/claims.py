@@ -132,7 +132,7 @@ def verdict(claim: Claim, observed: Observed) -> str:
 
 @functools.cache
 def load() -> dict[str, Claim]:
-    """All claims by id, in the order of the ledger.
+    """All claims by id, in the order of the notebooks that test them.
 
     Raises:
         CompanionError: for an entry that is malformed, or an id that appears twice.
@@ -146,7 +146,7 @@ def load() -> dict[str, Claim]:
             claims[entry["id"]] = Claim(**entry)
         except TypeError as error:
             raise CompanionError(f"Claim {entry['id']} in claims.yaml is malformed: {error}.") from error
-    return claims
+    return dict(sorted(claims.items(), key=lambda item: item[1].notebook))
 
 
 class Ledger:

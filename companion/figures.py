@@ -147,7 +147,7 @@ def scoreboard(records: dict[str, dict], claims: dict[str, Claim]) -> Figure:
     figure, (axes,) = panels(height=0.6 + 0.3 * len(shown))
     figure.set_figwidth(1.5 * WIDTH)
     axes.axis("off")
-    axes.set(xlim=(0, 1), ylim=(len(shown) - 0.4, -2.4))
+    axes.set(xlim=(0, 1), ylim=(len(shown) - 0.4, -1.6))
     columns = {0.025: "claim", 0.46: "published", 0.77: "measured, 95 % interval"}
     for x, title in columns.items():
         axes.text(x, -1, title, va="center", fontsize=9, weight="bold")
@@ -160,5 +160,5 @@ def scoreboard(records: dict[str, dict], claims: dict[str, Claim]) -> Figure:
             axes.text(x, row, text, va="center", fontsize=9)
     for name, color in VERDICT_COLORS.items():
         axes.plot([], [], "o", color=color, label=name)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.03), ncols=3, frameon=False)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
     return figure
