@@ -7,6 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import joblib
 import nbformat
 import papermill
 from nbclient.exceptions import DeadKernelError
@@ -31,6 +32,8 @@ def execute(notebook: Path, out: Path, parameters: dict) -> None:
         choose(name, known, f"parameter of {notebook.name}")
     if os.environ.get("CONTRASTIVE_DATA"):  # a kernel may run elsewhere
         os.environ["CONTRASTIVE_DATA"] = str(Path(os.environ["CONTRASTIVE_DATA"]).expanduser().resolve())
+    # Make runs two notebooks at a time beside the training processes: threads of all of them would only wait in turn.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, joblib.cpu_count() // 2)))
     failed = out.with_suffix(".failed.ipynb")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("r") as used:

@@ -94,7 +94,8 @@ def measure(model: encoders.Model, config: Config, images: data.Data) -> dict[st
     u, v, y = two_views(model, config, images.train, config.measured_pairs)
     (train, y_train), validation, test = (_features(model, s) for s in (images.train, images.validation, images.test))
     held_out = [s for s in (validation, test) if len(s[1])]
-    linear, nearest = probe.linear_probe(train, y_train, *held_out), probe.knn(train, y_train, *held_out)
+    linear = probe.linear_probe(train, y_train, *held_out)
+    (nearest,) = probe.knn(train, y_train, test)
     result = metrics.similarity_statistics(u, v)
     result |= {f"variance_{name}": value for name, value in metrics.variance_parts(u, v, y).items()}
     result |= {
@@ -102,11 +103,11 @@ def measure(model: encoders.Model, config: Config, images: data.Data) -> dict[st
         "uniformity": metrics.uniformity(u),
         "tolerance": metrics.tolerance(*test),
     }
-    for name, correct in (("linear", linear), ("knn", nearest)):
-        result[f"{name}_accuracy"] = correct[-1].mean()
-        result[f"{name}_low"], result[f"{name}_high"] = probe.bootstrap_interval(correct[-1])
-        if len(held_out) == 2:
-            result[f"{name}_validation_accuracy"] = correct[0].mean()
+    for name, correct in (("linear", linear[-1]), ("knn", nearest)):
+        result[f"{name}_accuracy"] = correct.mean()
+        result[f"{name}_low"], result[f"{name}_high"] = probe.bootstrap_interval(correct)
+    if len(held_out) == 2:
+        result["linear_validation_accuracy"] = linear[0].mean()
     return {name: float(value) for name, value in result.items()}
 
 
