@@ -24,13 +24,15 @@ pretrain.run(Config(**json.loads(sys.argv[1])))
 
 @pytest.fixture
 def config(tiny):
-    return tiny.replace(n_train=1000, epochs=12, width=16)
+    return tiny.replace(n_train=1000, epochs=20, width=16)
 
 
 def start(config) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", TRAIN, json.dumps(dataclasses.asdict(config))],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # A shell starts its background jobs with Ctrl-C ignored, and a child would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
