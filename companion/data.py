@@ -89,6 +89,7 @@ def load(name: str, *, image_size: int, n_train: int, n_validation: int = 0) -> 
     return Data(train[chosen], train[held_out], test, identity_)
 
 
+@functools.lru_cache
 def identity(name: str) -> str:
     """What the data *are*, wherever they lie: the name, or for an image folder its name and a hash of its file list."""
     if not name.startswith("imagefolder:"):
@@ -198,15 +199,18 @@ def _load_image_folder(folder: Path, image_size: int) -> tuple[Split, Split]:
     cache = (
         paths.results() / "cache" / f"{identity(f'imagefolder:{folder}').replace(':', '-')}-{image_size}.safetensors"
     )
-    if not cache.exists():
-        tensors = {}
-        for split in ("train", "test"):
-            found = torchvision.datasets.ImageFolder(str(folder / split))
-            with ThreadPoolExecutor() as pool:
-                images = list(pool.map(lambda path: _read_image(path, image_size), (path for path, _ in found.samples)))
-            tensors[f"{split}_images"] = torch.stack(images)
-            tensors[f"{split}_labels"] = torch.tensor(found.targets)
-        store.write(cache, safetensors.torch.save(tensors))
+    with store.lock(cache.stem):  # several processes start at once; one decodes
+        if not cache.exists():
+            tensors = {}
+            for split in ("train", "test"):
+                found = torchvision.datasets.ImageFolder(str(folder / split))
+                with ThreadPoolExecutor() as pool:
+                    images = list(
+                        pool.map(lambda path: _read_image(path, image_size), (path for path, _ in found.samples))
+                    )
+                tensors[f"{split}_images"] = torch.stack(images)
+                tensors[f"{split}_labels"] = torch.tensor(found.targets)
+            store.write(cache, safetensors.torch.save(tensors))
     tensors = safetensors.torch.load_file(cache)
     return tuple(Split(tensors[f"{split}_images"], tensors[f"{split}_labels"]) for split in ("train", "test"))
 

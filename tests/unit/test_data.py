@@ -18,8 +18,10 @@ from companion.errors import CompanionError
 @pytest.fixture(autouse=True)
 def _nothing_remembered():
     data._load_whole.cache_clear()
+    data.identity.cache_clear()
     yield
     data._load_whole.cache_clear()
+    data.identity.cache_clear()
 
 
 SCRIPT = paths.ROOT / "data" / "build_fashion_mnist_subset.py"
@@ -102,6 +104,7 @@ def test_image_folder(image_folder, results, monkeypatch):
     monkeypatch.setenv("CONTRASTIVE_DATA", str(image_folder.parent))
     assert data.identity("imagefolder:images") == loaded.identity
     (image_folder / "train" / "dark" / "0.png").unlink()
+    data.identity.cache_clear()
     assert data.identity("imagefolder:images") != loaded.identity
 
 
