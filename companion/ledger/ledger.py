@@ -1,262 +1,171 @@
-"""The ledger: every claim of the papers that this companion tests, and what was observed.
+"""The ledger: what each notebook observed of its claims, and what the recorded reference runs found."""
 
-``claims.yaml`` states each claim once. A notebook hands its observation to :meth:`Ledger.check`, which computes the
-verdict and files it under ``results/<profile>/claims.json``. The rule is the same for all claims: each names the range
-in which the observed value must lie, and
-
-* *reproduced*: the whole 95 % interval lies in the range,
-* *partly*: only part of it does,
-* *not reproduced*: none of it does.
-"""
-
-import functools
-import html
 import json
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from importlib import resources
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-import yaml
-from scipy import stats
 
 from companion import paths, store
 from companion.errors import CompanionError, choose
-from companion.profiles import NAMES, Profile
-
-VERDICTS = ("reproduced", "partly", "not reproduced")
-PROVENANCE = {
-    "paper": "",
-    "repository": "authors' repository",
-    "abstract": "abstract",
-    "figure": "read off a figure",
-    "computed": "computed here",
-}
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One entry of ``claims.yaml``."""
-
-    id: str
-    source: str  # paper and place in it
-    notebook: str  # the notebook that tests it
-    statement: str
-    quantity: str = ""  # what is observed
-    expected: dict[str, str] = field(default_factory=dict)  # profile → verdict, where it is known
-    profiles: tuple[str, ...] = NAMES  # the profiles that test it
-    paper: str = ""  # the published value, in words where it is no single number
-    provenance: str = "paper"
-    at_least: float = -math.inf
-    at_most: float = math.inf
-
-    def __post_init__(self):
-        choose(self.provenance, PROVENANCE, f"provenance of claim {self.id}")
-        for profile in (*self.profiles, *self.expected):
-            choose(profile, NAMES, f"profile of claim {self.id}")
-        for verdict in self.expected.values():
-            choose(verdict, VERDICTS, f"expected verdict of claim {self.id}")
-        if not self.at_least <= self.at_most or (math.isinf(self.at_least) and math.isinf(self.at_most)):
-            raise CompanionError(f"Claim {self.id} could never fail or never hold: give it at_least, at_most or both.")
-
-    @property
-    def published(self) -> str:
-        """The paper's value, and where it was not read in the paper itself, that it was not."""
-        note = PROVENANCE[self.provenance]
-        return f"{self.paper} ({note})" if self.paper and note else self.paper
-
-
-@dataclass(frozen=True)
-class Observed:
-    """A value with its interval and the number of independent observations behind it."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def __post_init__(self):
-        if not (math.isfinite(self.value) and self.low <= self.value <= self.high):
-            raise CompanionError(
-                f"Observed {self.value} in [{self.low}, {self.high}]: expected a finite value inside its interval."
-            )
-
-    def __str__(self) -> str:
-        if self.low == self.high:
-            return f"{self.value:.0f}" if self.value == round(self.value) else f"{self.value:.4g}"
-        digits = max(0, 2 - math.floor(math.log10(self.high - self.low)))  # the interval to about two digits
-        return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
-
-
-def over_seeds(values: Sequence[float]) -> Observed:
-    """Mean and 95 % Student-t interval of one value a seed; for differences, pair them by seed first.
-
-    Raises:
-        CompanionError: for fewer than 3 values, since no claim rests on one run, or for values that are not finite.
-    """
-    values = np.asarray(values, dtype=float)
-    if values.ndim != 1 or len(values) < 3 or not np.isfinite(values).all():
-        raise CompanionError(f"Observed {values.tolist()}: expected at least 3 finite values, one a seed.")
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return Observed(values.mean(), values.mean() - half, values.mean() + half, len(values))
-
-
-def paired_difference(a: pd.DataFrame, b: pd.DataFrame, column: str) -> Observed:
-    """``a - b`` in one column of two tables of runs (:func:`companion.runs.table`), paired by seed.
-
-    Raises:
-        CompanionError: if the two have not the same seeds, each once.
-    """
-    left, right = a.set_index("seed")[column], b.set_index("seed")[column]
-    if sorted(left.index) != sorted(right.index) or not left.index.is_unique:
-        raise CompanionError(
-            f"Seeds {sorted(left.index)} and {sorted(right.index)} cannot be paired: expected the same, each once."
-        )
-    return over_seeds(left - right.loc[left.index])
-
-
-def exact(value: float) -> Observed:
-    """A value that no seed changes: a theorem's number, an identity's residual."""
-    return Observed(float(value), float(value), float(value), 1)
-
-
-def verdict(claim: Claim, observed: Observed) -> str:
-    """One of :data:`VERDICTS`, by the rule at the top of this module."""
-    if claim.at_least <= observed.low and observed.high <= claim.at_most:
-        return "reproduced"
-    return "not reproduced" if observed.high < claim.at_least or observed.low > claim.at_most else "partly"
-
-
-@functools.cache
-def load() -> dict[str, Claim]:
-    """All claims by id, in the order of the notebooks that test them.
-
-    Raises:
-        CompanionError: for an entry that is malformed, or an id that appears twice.
-    """
-    entries = yaml.safe_load(resources.files("companion").joinpath("claims.yaml").read_text())
-    claims = {}
-    for entry in entries:
-        if entry["id"] in claims:
-            raise CompanionError(f"Claim {entry['id']} stands twice in claims.yaml.")
-        try:
-            claims[entry["id"]] = Claim(**entry)
-        except TypeError as error:
-            raise CompanionError(f"Claim {entry['id']} in claims.yaml is malformed: {error}.") from error
-    return dict(sorted(claims.items(), key=lambda item: item[1].notebook))
+from companion.ledger.claims import KINDS, LEARNT, NOT_LEARNT, VERDICTS, Claim, load, verdict
+from companion.ledger.observed import Observed
 
 
 class Ledger:
-    """The claims of one notebook at one profile."""
+    """The claims of one notebook at one profile.
 
-    def __init__(self, profile: Profile):
+    Args:
+        profile: a :class:`companion.course.profiles.Profile`: its ``folder`` below the results, the profile whose
+            claims it tests (``tests_as``), and its ``tag``, set where another data set or seed is held to nothing.
+    """
+
+    def __init__(self, profile):
         self.profile = profile
         self.folder = paths.results() / profile.folder
         self._checked: dict[str, dict] = {}
 
-    def check(self, id: str, observed: Observed) -> str:
+    def check(
+        self, id: str, observed: Observed, *, quantity: str, runs: pd.DataFrame | Iterable[pd.DataFrame] = ()
+    ) -> str:
         """File an observation and return its verdict.
 
+        Args:
+            id: of the claim.
+            observed: the value, from :func:`~companion.ledger.identity`, :func:`~companion.ledger.over_seeds` or
+                :func:`~companion.ledger.paired_difference`.
+            quantity: what was observed, in the words of ``claims.yaml``.
+            runs: for a claim about trained networks, the table or tables of runs (:func:`companion.training.table`)
+                that the value was computed from; their keys are filed with it.
+
         Raises:
-            CompanionError: for an id that the ledger does not have.
+            CompanionError: for an id that the ledger does not have, a quantity that is not the claim's, too few
+                observations for its kind, or a claim about trained networks without its runs.
         """
         claim = load()[choose(id, load(), "claim")]
-        expected = None if self.profile.tag else claim.expected.get(self.profile.name)
-        record = asdict(observed) | {"verdict": verdict(claim, observed), "expected": expected}
+        if quantity != claim.quantity:
+            raise CompanionError(f"{id} promises {claim.quantity!r}, but {quantity!r} was handed in.")
+        if observed.n < KINDS[claim.kind] or (claim.kind == "identity" and observed.n != 1):
+            raise CompanionError(
+                f"{id} is a claim of kind {claim.kind!r} and rests on {observed.n} observations: expected "
+                + (
+                    "exactly 1, a value without chance."
+                    if claim.kind == "identity"
+                    else f"{KINDS[claim.kind]} or more."
+                )
+            )
+        tables = [runs] if isinstance(runs, pd.DataFrame) else list(runs)
+        if claim.kind == "trained" and not tables:
+            raise CompanionError(f"{id} is about trained networks: hand in the tables of their runs.")
+        record = asdict(observed) | {"verdict": verdict(claim, observed)}
+        if tables:
+            record["runs"] = sorted({key for table in tables for key in table["key"]})
+        if claim.accuracy and not learnt(tables):
+            record["verdict"] = NOT_LEARNT
         self._checked[id] = record
-        with store.lock(f"claims-{self.profile.folder}"):
+        with store.lock(f"claims-{self.profile.folder.replace('/', '-')}"):
             store.write(self._path, json.dumps(self.records() | {id: record}, indent=1))
         return record["verdict"]
 
     def tests(self, id: str) -> bool:
         """Whether this profile tests the claim: a value published for one data set is no target for another."""
-        return self.profile.name in load()[choose(id, load(), "claim")].profiles and not self.profile.tag
+        return self.profile.tests_as in load()[choose(id, load(), "claim")].profiles and not self.profile.tag
 
     def records(self) -> dict[str, dict]:
         """What has been observed so far at this profile, by any notebook; claims that left the ledger are dropped."""
-        if not self._path.exists():
-            return {}
-        try:
-            stored = json.loads(self._path.read_text())
-        except json.JSONDecodeError as error:
-            raise CompanionError(f"{self._path} is damaged ({error}): remove it and run `make reproduce`.") from error
-        return {id: record for id, record in stored.items() if id in load()}
+        return read(self._path)
+
+    def recorded(self) -> dict[str, dict]:
+        """What the recorded reference runs of this profile found, committed with the project; empty where there are
+        none.
+
+        Of a reference profile itself these are its own records.
+        """
+        return read(paths.reference() / self.profile.tests_as / "claims.json") if not self.profile.tag else {}
 
     def print_verdicts(self) -> None:
-        """Print this notebook's verdicts where the ledger expects one: what must come out the same on every machine."""
+        """Print this notebook's verdicts that were found before at this profile: they must come out again."""
         for id, record in self._checked.items():
-            if record["expected"]:
+            if self._found(load()[id]):
                 print(f"{id}: {record['verdict']}")
 
     def table(self, *, everything: bool = False) -> pd.DataFrame:
         """One row a claim: this notebook's, or with ``everything`` the whole ledger's.
 
-        A claim without an observation is marked ``not yet`` (its notebook is still to be run or written), or with the
-        profiles that test it where this one does not.
+        The verdict on a claim about accuracy is that of the recorded reference runs, where there are any. A claim
+        without an observation is ``not yet`` (its notebook is still to be run or written), or names the profiles that
+        test it.
         """
-        records = self.records() if everything else self._checked
-        rows = []
-        for claim in load().values():
-            record = records.get(claim.id)
-            if not (record or everything):
-                continue
-            row = {
-                "claim": claim.id,
-                "source": claim.source,
-                "statement": claim.statement,
-                "quantity": claim.quantity,
-                "paper": claim.published,
-                "ours": "",
-                "n": "",
-                "verdict": "not yet",
-                "expected": "",
-            }
-            if record:
-                observed = Observed(**{name: record[name] for name in ("value", "low", "high", "n")})
-                row |= {"ours": str(observed), "n": record["n"], "verdict": record["verdict"]}
-                row["expected"] = record["expected"] or "open"
-            elif self.profile.name not in claim.profiles:
-                row["verdict"] = f"at profile {', '.join(claim.profiles)}"
-            rows.append(row)
+        records, recorded = self.records() if everything else self._checked, self.recorded()
+        rows = [
+            self._row(claim, records.get(claim.id), recorded.get(claim.id))
+            for claim in load().values()
+            if claim.id in records or everything
+        ]
         return pd.DataFrame(rows).set_index("claim") if rows else pd.DataFrame()
 
     def surprises(self) -> list[str]:
-        """Claims whose verdict differs from the expected one."""
+        """Claims whose verdict differs from what was found before at this profile."""
         return [
-            f"{id}: {record['verdict']}, expected {record['expected']}"
+            f"{id}: {record['verdict']}, found before: {found}"
             for id, record in self.records().items()
-            if record["expected"] not in (None, record["verdict"])
+            if (found := self._found(load()[id])) and found != record["verdict"]
         ]
 
-    def write_scoreboard(self) -> pd.DataFrame:
-        """Write ``scoreboard.md``, ``.html`` and ``.txt`` (the terminal's) beside ``claims.json``; return the table."""
-        table = self.table(everything=True)
-        title = f"Scoreboard, profile {self.profile.folder}"
-        counts = table["verdict"].where(table["verdict"].isin(VERDICTS), "not tested").value_counts()
-        summary = ", ".join(f"{count} {name}" for name, count in counts.items())
-        surprises = self.surprises()
-        differing = "Verdicts that differ from the expected ones: " + ("; ".join(surprises) or "none") + "."
-        cells = table.reset_index().astype(str)
-        lines = [cells.columns.tolist(), ["---"] * len(cells.columns), *cells.values.tolist()]
-        rows = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-        store.write(self.folder / "scoreboard.md", f"# {title}\n\n{summary}. {differing}\n\n{rows}\n")
-        page = (
-            "<!doctype html>\n<html lang='en'><meta charset='utf-8'>"
-            f"<title>{html.escape(title)}</title>"
-            "<style>body{font:15px/1.4 sans-serif;margin:2em;max-width:90em}table{border-collapse:collapse}"
-            "td,th{padding:.3em .6em;border-bottom:1px solid #ccc;text-align:left;vertical-align:top}</style>"
-            f"<h1>{html.escape(title)}</h1><p>{html.escape(summary)}. {html.escape(differing)}</p>"
-            f"{cells.to_html(index=False, border=0)}</html>\n"
-        )
-        store.write(self.folder / "scoreboard.html", page)
-        tested = table[table["verdict"].isin(VERDICTS)][["quantity", "paper", "ours", "n", "verdict"]]
-        terminal = tested.to_string(max_colwidth=42, justify="left")
-        store.write(self.folder / "scoreboard.txt", f"\n{title}: {summary}\n\n{terminal}\n\n{differing}\n")
-        return table
+    def _found(self, claim: Claim) -> str:
+        own = self.profile.folder == self.profile.tests_as  # not a reference profile, another data set or seed
+        return claim.found.get(self.profile.tests_as, "") if own else ""
+
+    def _row(self, claim: Claim, record: dict | None, recorded: dict | None) -> dict:
+        row = {
+            "claim": claim.id, "kind": claim.kind, "source": claim.source, "statement": claim.statement,
+            "quantity": claim.quantity, "accepted": claim.range, "published": claim.paper, "here": "", "n": "",
+            "recorded": "", "recorded n": "", "agrees": "", "prediction": claim.prediction, "verdict": "not yet",
+        }  # fmt: skip
+        if recorded and claim.kind != "identity":
+            reference = observed(recorded)
+            row |= {"recorded": str(reference), "recorded n": reference.n}
+        if record:
+            here = observed(record)
+            row |= {"here": str(here), "n": here.n, "verdict": record["verdict"]}
+            if row["recorded"]:
+                row["agrees"] = "yes" if reference.foretells(here) else "no"
+            if row["recorded"] and claim.accuracy:
+                row["verdict"] = recorded["verdict"]
+        elif self.profile.tests_as not in claim.profiles:
+            row["verdict"] = f"at profile {', '.join(claim.profiles)}"
+        return row
 
     @property
     def _path(self) -> Path:
         return self.folder / "claims.json"
+
+
+def learnt(tables: Iterable[pd.DataFrame]) -> bool:
+    """Whether the networks of these tables beat untrained ones by more than :data:`LEARNT`, on average over all."""
+    runs = pd.concat(list(tables)).drop_duplicates("key")
+    return (runs["linear_accuracy"] - runs["untrained_accuracy"]).mean() > LEARNT
+
+
+def observed(record: dict) -> Observed:
+    """The observation of a record."""
+    return Observed(**{name: record[name] for name in ("value", "low", "high", "n")})
+
+
+def read(path: Path) -> dict[str, dict]:
+    """The records of a ``claims.json``, without those of claims that left the ledger; empty where there is no file.
+
+    Raises:
+        CompanionError: if the file is damaged.
+    """
+    if not path.exists():
+        return {}
+    try:
+        stored = json.loads(path.read_text())
+        for record in stored.values():
+            observed(record)
+            choose(record["verdict"], (*VERDICTS, NOT_LEARNT), "verdict")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CompanionError(f"{path} is damaged ({error}): remove it and run `make reproduce`.") from error
+    return {id: record for id, record in stored.items() if id in load()}

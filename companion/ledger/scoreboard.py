@@ -1,0 +1,92 @@
+"""The scoreboard: the ledger as a page, as Markdown and for a terminal, and what chance alone would do to it."""
+
+import html
+
+import pandas as pd
+
+from companion import store
+from companion.ledger.claims import VERDICTS, load
+from companion.ledger.ledger import Ledger, observed
+from companion.ledger.observed import LEVEL
+
+_STYLE = (
+    "body{font:15px/1.4 sans-serif;margin:2em}table{border-collapse:collapse}"
+    "td,th{padding:.3em .6em;border-bottom:1px solid #ccc;text-align:left;vertical-align:top}"
+)
+
+
+def holm(p_values: dict[str, float], *, level: float = 1 - LEVEL) -> set[str]:
+    """Which of several verdicts survive Holm's correction (Holm 1979): together they err with at most ``level``."""
+    survivors = set()
+    for rank, (id, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        if p > level / (len(p_values) - rank):
+            break
+        survivors.add(id)
+    return survivors
+
+
+def decided(records: dict[str, dict]) -> dict[str, float]:
+    """p-values of the measured claims that are reproduced or not reproduced: how easily chance gives that verdict."""
+    claims = load()
+    return {
+        id: observed(record).p_value(claims[id].at_least, claims[id].at_most)
+        for id, record in records.items()
+        if claims[id].kind != "identity" and record["verdict"] in ("reproduced", "not reproduced")
+    }
+
+
+def chance(records: dict[str, dict]) -> str:
+    """In words: how many of the measured claims miss by chance, and how many verdicts survive that thought."""
+    measured = [id for id in records if load()[id].kind != "identity"]
+    p_values = decided(records)
+    misses = len(measured) * (1 - LEVEL)
+    return (
+        f"Of {len(measured)} measured claims about {misses:.1f} intervals miss the truth by chance; "
+        f"of {len(p_values)} decided ones {len(holm(p_values))} survive Holm's correction"
+    )
+
+
+def table(ledger: Ledger) -> pd.DataFrame:
+    """The whole ledger, one row a claim; the column ``holm`` marks measured verdicts that survive Holm's correction."""
+    survivors = holm(decided(ledger.records()))
+    whole = ledger.table(everything=True)
+    return whole.assign(holm=["✓" if id in survivors else "" for id in whole.index])
+
+
+def summary(ledger: Ledger) -> str:
+    """Counts of the verdicts, what chance does to them, and which differ from what was found before."""
+    verdicts = ledger.table(everything=True)["verdict"]
+    counts = verdicts.where(~verdicts.str.startswith(("not yet", "at profile")), "not tested here").value_counts()
+    named = ", ".join(f"{count} {name}" for name, count in counts.items())
+    differing = "; ".join(ledger.surprises()) or "none"
+    return f"{named}. {chance(ledger.records())}. Verdicts that differ from those found before: {differing}."
+
+
+def write(ledger: Ledger) -> pd.DataFrame:
+    """Write ``scoreboard.md`` and ``scoreboard.html`` beside ``claims.json``; return the table."""
+    found, title = table(ledger), f"Scoreboard, profile {ledger.profile.folder}"
+    cells = found.reset_index().astype(str)
+    lines = [cells.columns.tolist(), ["---"] * len(cells.columns), *cells.values.tolist()]
+    rows = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    words = summary(ledger)
+    store.write(ledger.folder / "scoreboard.md", f"# {title}\n\n{words}\n\n{rows}\n")
+    page = (
+        "<!doctype html>\n<html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"
+        f"<h1>{html.escape(title)}</h1><p>{html.escape(words)}</p>{cells.to_html(index=False, border=0)}</html>\n"
+    )
+    store.write(ledger.folder / "scoreboard.html", page)
+    return found
+
+
+def text(ledger: Ledger) -> str:
+    """For a terminal: what was measured, a line a claim; of the identities only how many hold."""
+    found = table(ledger)
+    measured = found[(found["kind"] != "identity") & (found["here"] != "")]
+    identities = found[(found["kind"] == "identity") & found["verdict"].isin(VERDICTS)]
+    columns = ["quantity", "accepted", "here", "n", "recorded", "verdict", "holm"]
+    lines = measured[columns].to_string(max_colwidth=40, justify="left") if len(measured) else "(nothing measured yet)"
+    return (
+        f"Scoreboard, profile {ledger.profile.folder}: {summary(ledger)}\n\n{lines}\n\n"
+        f"Identities: {(identities['verdict'] == 'reproduced').sum()} of {len(identities)} hold."
+    )
