@@ -2,6 +2,7 @@
 
 PROFILE   ?= auto
 NOTEBOOKS ?=
+CLAIMS    ?=
 DATA      ?=
 DATASET   ?=
 JOBS      ?=
@@ -9,7 +10,7 @@ SEED      ?= 0
 VENV      ?= .venv
 PYTHON    ?= python3
 
-PROFILES := smoke cpu gpu paper
+PROFILES := smoke cpu gpu paper reference
 SHELL    := /bin/bash
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DEFAULT_GOAL := help
@@ -20,12 +21,16 @@ endif
 # auto: a CUDA device, then gpu; else cpu
 profile := $(or $(filter-out auto,$(PROFILE)),$(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu))
 
-# What overrides a profile's own settings goes to a results folder of its own (companion.profiles.load names it).
-slug   := $(shell printf '%s' '$(DATASET)' | tr 'A-Z' 'a-z' | tr -sc 'a-z0-9' '-' | sed 's/^-//; s/-$$//')
-folder := results/$(profile)$(if $(slug),-$(slug))$(if $(filter-out 0,$(SEED)),-seed$(SEED))
+# What overrides a profile's own settings goes to a results folder of its own (companion.course.profiles names it).
+slug   := $(shell printf '%s' '$(DATASET)' | sed 's|/*$$||; s|.*/||' | tr 'A-Z' 'a-z' | tr -sc 'a-z0-9' '-' | sed 's/^-//; s/-$$//')
+folder := results/$(profile:reference=reference/cpu)$(if $(slug),-$(slug))$(if $(filter-out 0,$(SEED)),-seed$(SEED))
 
-all       := $(sort $(basename $(notdir $(wildcard notebooks/*.ipynb))))
-chosen    := $(if $(NOTEBOOKS),$(foreach n,$(NOTEBOOKS),$(or $(filter $(n)%,$(all)),$(error Unknown notebook '$(n)': expected one of $(all)))),$(all))
+all    := $(sort $(basename $(notdir $(wildcard notebooks/*.ipynb))))
+ledger := companion/ledger/claims.yaml
+# The notebooks that test the claims named, if any are: `id:` and `notebook:` stand in this order in each entry.
+tests   = $(or $(shell awk -v id='$(1)' '$$1=="-" && $$2=="id:" {on=($$3==id)} on && $$1=="notebook:" {print $$2}' $(ledger)),$(error Unknown claim '$(1)': $(ledger) has the ids))
+named  := $(NOTEBOOKS) $(foreach c,$(CLAIMS),$(call tests,$(c)))
+chosen := $(sort $(if $(strip $(named)),$(foreach n,$(named),$(or $(filter $(n)%,$(all)),$(error Unknown notebook '$(n)': expected one of $(all)))),$(all)))
 executed   = $(addprefix $(folder)/notebooks/,$(addsuffix .ipynb,$(1)))
 scoreboard := $(filter 13_%,$(all))
 
@@ -38,15 +43,16 @@ export CONTRASTIVE_JOBS := $(or $(JOBS),$(CONTRASTIVE_JOBS))
 export CONTRASTIVE_RESULTS := $(CURDIR)/results
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup lab reproduce notebooks test lint freeze bench clean
+.PHONY: help setup lab reproduce reference notebooks test lint freeze bench clean
 
 help: ## print this help
-	@echo "make TARGET [PROFILE=auto] [NOTEBOOKS='08 09'] [DATA=folder] [DATASET=name] [JOBS=n] [SEED=0] [VENV=.venv]"
+	@echo "make TARGET [PROFILE=auto] [NOTEBOOKS='08 09'] [CLAIMS='id …'] [DATA=folder] [DATASET=name] [JOBS=n] [SEED=0] [VENV=.venv]"
 	@echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PROFILE    auto $(PROFILES); auto is gpu where there is a CUDA device, else cpu"
 	@echo "  NOTEBOOKS  numbers of notebooks to run; default: all"
+	@echo "  CLAIMS     ids of claims: run the notebooks that test them"
 	@echo "  DATA       folder with data sets that you have already"
 	@echo "  DATASET    a data set in place of the profile's own, such as cifar10 or imagefolder:FOLDER"
 	@echo "  JOBS       training processes at once; default: one a core"
@@ -57,21 +63,25 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1): Python 3.11 or newer is needed; name one with PYTHON=…" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(bin)pip install -q -c constraints.txt -e '.[dev,oracles]'
+	$(bin)pip install -q -c constraints.txt -e '.[train,course,oracles,dev]'
 	@touch $@
 
 lab: $(ready) ## open the notebooks in JupyterLab
 	$(bin)jupyter lab notebooks
 
 reproduce: $(ready) ## execute the notebooks and print the scoreboard
-	@$(MAKE) -k -j 2 notebooks PROFILE=$(profile) NOTEBOOKS='$(chosen)'; status=$$?; \
-	  cat $(folder)/scoreboard.txt 2>/dev/null; \
+	@$(MAKE) -k -j 2 notebooks PROFILE=$(profile) NOTEBOOKS='$(chosen)' CLAIMS=; status=$$?; \
+	  $(py) -m companion.course.report --profile $(profile) --dataset '$(DATASET)' --seed $(SEED); \
+	  [ $$status = 0 ] || echo "Some notebooks failed (above); the scoreboard shows what the others, and earlier runs, have filed." >&2; \
 	  echo "Notebooks: $(folder)/notebooks/   Scoreboard: $(folder)/scoreboard.html"; exit $$status
+
+reference: ## record the experiments of `cpu` with ten seeds in results/reference/: hours; resumes where it was stopped
+	@$(MAKE) reproduce PROFILE=reference NOTEBOOKS='$(if $(strip $(named)),$(chosen),02 03 07 08 09)' CLAIMS=
 
 notebooks: $(call executed,$(chosen))
 
-$(folder)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard companion/*.py companion/*.yaml companion/losses/*.py companion/theory/*.py data/*.npz)
-	@$(py) -m companion.execute $< --profile $(profile) --dataset '$(DATASET)' --seed $(SEED)
+$(folder)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard companion/*.py companion/*/*.py companion/*/*/*.py companion/*/*.yaml data/*.jpg)
+	@$(py) -m companion.course.execute $< --profile $(profile) --dataset '$(DATASET)' --seed $(SEED)
 
 # The scoreboard reads what the other notebooks have filed.
 $(call executed,$(scoreboard)): $(call executed,$(filter-out $(scoreboard),$(chosen)))
@@ -87,7 +97,7 @@ test: lint ## run every test, the committed notebooks included (always at the cp
 	  $(filter-out tests/ledger/,$(wildcard tests/*/)) --nbval-lax notebooks tests/ledger
 
 freeze: $(ready) ## re-execute the committed notebooks at the cpu profile, in place; their pictures go to docs/
-	@for name in $(chosen); do $(py) -m companion.execute notebooks/$$name.ipynb --freeze || exit 1; done
+	@for name in $(chosen); do $(py) -m companion.course.execute notebooks/$$name.ipynb --freeze || exit 1; done
 	@mkdir -p docs && cp results/cpu/*.png docs/
 
 bench: $(ready) ## measure speed and memory of the losses, as ratios

@@ -1,11 +1,37 @@
-"""The package's one exception and the checks of plain values that several modules share."""
+"""The package's exceptions and the checks of plain values that several modules share."""
 
+import contextlib
 import difflib
 import math
+from collections.abc import Iterator
 
 
 class CompanionError(ValueError):
     """Bad input, told to the person who gave it: what was given, what was expected, what to do."""
+
+
+class MissingExtraError(CompanionError, ImportError):
+    """A part of the package was imported whose dependencies are not installed."""
+
+
+@contextlib.contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Around imports that need the optional dependencies ``name``: what is missing is told with the way to get it.
+
+    Raises:
+        MissingExtraError: if a package is not installed.
+    """
+    try:
+        yield
+    except MissingExtraError:
+        raise
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "companion":
+            raise
+        raise MissingExtraError(
+            f"{error.name} is not installed: this part of the companion needs it. Install it with "
+            f"`pip install 'contrastive-companion[{name}]'`."
+        ) from error
 
 
 def choose(value, options, what: str):
@@ -38,6 +64,13 @@ def number(value, what: str) -> float:
         finite = False
     if not finite:
         raise CompanionError(f"{what} is {value!r}: expected a finite number.")
+    return value
+
+
+def share(value, what: str) -> float:
+    """Return ``value`` if it is a number from 0 to 1, else raise."""
+    if not 0 <= number(value, what) <= 1:
+        raise CompanionError(f"{what} is {value!r}: expected a number from 0 to 1.")
     return value
 
 

@@ -8,14 +8,20 @@ _CHECKOUT = ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()  # instal
 
 
 def data_roots() -> list[Path]:
-    """Folders that may hold data sets, the user's own first: ``CONTRASTIVE_DATA``, then the project's ``data/``."""
+    """Folders that may hold data sets, the user's own first: ``CONTRASTIVE_DATA``, the project's ``data/``, and what
+    was installed with the package."""
     own = os.environ.get("CONTRASTIVE_DATA")
-    return [*([Path(own).expanduser()] if own else []), _CHECKOUT / "data"]
+    return [*([Path(own).expanduser()] if own else []), _CHECKOUT / "data", ROOT / "companion" / "embedded"]
 
 
 def results() -> Path:
     """Folder of everything that is computed: ``CONTRASTIVE_RESULTS``, or the project's ``results/``."""
     return Path(os.environ.get("CONTRASTIVE_RESULTS") or _CHECKOUT / "results").expanduser()
+
+
+def reference() -> Path:
+    """Recorded results, which are committed."""
+    return _CHECKOUT / "results" / "reference"
 
 
 def runs() -> Path:

@@ -21,9 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from companion import bench_report, losses, paths, progress, store
-from companion.bench_report import DENSE, FLOOR, TILED
+from companion import losses, paths, store
+from companion.bench import report
+from companion.bench.report import DENSE, FLOOR, TILED
 from companion.errors import CompanionError
+from companion.training import progress
 
 TEMPERATURE, DIMENSION = 0.2, 128
 TILE = {"cpu": 512, "cuda": 8192}
@@ -191,13 +193,13 @@ def main(arguments: list[str] | None = None) -> Path:
             for n in sizes:
                 results["times"][loss][n] = race(loss, trials, n, *where)
                 bar.update()
-    results["goals"] = bench_report.goals(results) if where == ("cpu", False) and chosen.threads == 1 else []
+    results["goals"] = report.goals(results) if where == ("cpu", False) and chosen.threads == 1 else []
 
     path = paths.results() / "bench" / (chosen.device + ("-autocast" if chosen.autocast else "") + ".md")
     store.write(path.with_suffix(".json"), json.dumps(results, indent=1))
-    store.write(path, bench_report.table(results))
-    bench_report.figure(results, path.with_suffix(".png"))
-    print(bench_report.table(results))
+    store.write(path, report.table(results))
+    report.figure(results, path.with_suffix(".png"))
+    print(report.table(results))
     return path
 
 
@@ -254,6 +256,3 @@ def _available(device: str) -> float:
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     return float("inf")
 
-
-if __name__ == "__main__":
-    main()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from companion import figures, store
+from companion import store
+from companion.course import figures
 
 FLOOR, TILED, DENSE = "three products", "companion, tiled", "companion, dense"
 

@@ -1,18 +1,18 @@
-"""Is this machine ready, and what did a run run on?"""
+"""Is this machine ready?"""
 
 import platform
-import subprocess
 import sys
 from importlib import metadata
 
 import torch
 from packaging.requirements import Requirement
 
-from companion import data, paths
-from companion.config import EMBEDDED
 from companion.errors import CompanionError
+from companion.training import data
+from companion.training.config import EMBEDDED
 
 MINIMUM_PYTHON = (3, 11)
+NEEDED = ("train", "course")  # extras that the notebooks use
 
 
 def check() -> list[tuple[str, str, str]]:
@@ -25,27 +25,13 @@ def check() -> list[tuple[str, str, str]]:
     rows = [("Python", platform.python_version(), "OK" if python_ok else "install Python 3.11 or newer")]
     for text in metadata.requires("contrastive-companion") or []:
         requirement = Requirement(text)
-        if requirement.marker is None:  # the extras are optional
+        if requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in NEEDED):
             rows.append((requirement.name, *_installed(requirement)))
     rows.append(("torch with torchvision", *_torch_matches_torchvision()))
     rows.append(("embedded data", *_embedded_data()))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     rows.append(("device", device, "OK"))
     return rows
-
-
-def provenance(device: torch.device) -> dict[str, str]:
-    """Versions, device and commit that a run was made with."""
-    git = subprocess.run(
-        ["git", "-C", str(paths.ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True
-    )
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": metadata.version("torchvision"),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, one thread",
-        "commit": git.stdout.strip() or "unknown",
-    }
 
 
 def _installed(requirement: Requirement) -> tuple[str, str]:
@@ -70,7 +56,7 @@ def _torch_matches_torchvision() -> tuple[str, str]:
 
 def _embedded_data() -> tuple[str, str]:
     try:
-        loaded = data.load(EMBEDDED, image_size=28, n_train=10_000)
+        loaded = data.load(EMBEDDED, image_size=32, n_train=8000)
     except CompanionError as error:
         return "not found or damaged", str(error)
     return f"{len(loaded.train):,} training and {len(loaded.test):,} test images", "OK"

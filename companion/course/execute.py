@@ -1,4 +1,7 @@
-"""Run one notebook headlessly: ``python -m companion.execute NOTEBOOK --profile cpu``. Make decides which and when."""
+"""Run one notebook headlessly: ``python -m companion.course.execute NOTEBOOK --profile cpu``.
+
+Make decides which and when.
+"""
 
 import argparse
 import os
@@ -12,16 +15,22 @@ import nbformat
 import papermill
 from nbclient.exceptions import DeadKernelError
 
-from companion import paths, profiles
+from companion import paths
+from companion.course import profiles
 from companion.errors import CompanionError, choose
+from companion.training.recorded import record
+from companion.training.runs import stored
 
 QUIET = ["--IPKernelApp.log_level=ERROR"]  # the kernel's notes on its transport are not the reader's
 
 
-def execute(notebook: Path, out: Path, parameters: dict) -> None:
+def execute(notebook: Path, out: Path, parameters: dict) -> list[str]:
     """Execute ``notebook`` with papermill into ``out``, beside which a Make dependency file names the runs it used.
 
     On a failing cell the partial notebook is kept as ``<name>.failed.ipynb``.
+
+    Returns:
+        The keys of the runs that it used.
 
     Raises:
         CompanionError: for a parameter that the notebook does not have.
@@ -46,7 +55,8 @@ def execute(notebook: Path, out: Path, parameters: dict) -> None:
     # If a run is deleted, Make sees a missing prerequisite and runs this notebook again.
     prerequisites = [os.path.relpath(paths.runs() / run / "metrics.json") for run in runs]
     rules = [f"{os.path.relpath(out)}: {' '.join(prerequisites)}", *(f"{name}:" for name in prerequisites)]
-    out.with_suffix(".d").write_text("\n".join(rules) + "\n")
+    out.with_suffix(".d").write_text("\n".join(rules).replace("#", r"\#") + "\n")
+    return runs
 
 
 def normalise(path: Path) -> None:
@@ -67,7 +77,7 @@ def normalise(path: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Execute one notebook headlessly.")
     parser.add_argument("notebook", type=Path)
-    parser.add_argument("--profile", default="auto", help="smoke, cpu, gpu, paper, or auto")
+    parser.add_argument("--profile", default="auto", help="smoke, cpu, gpu, paper, reference, or auto")
     parser.add_argument("--dataset", default="", help="a data set in place of the profile's own")
     parser.add_argument("--seed", type=int, default=0, help="added to every seed of the profile")
     parser.add_argument("--out", type=Path, help="where to write; default: results/<profile>/notebooks/")
@@ -84,7 +94,11 @@ def main() -> int:
             out = arguments.out or paths.results() / profile.folder / "notebooks" / arguments.notebook.name
             parameters = {"PROFILE": profile.name, "DATASET": arguments.dataset, "SEED": arguments.seed}
         print(f"{name} …", flush=True)
-        execute(arguments.notebook, out, parameters)
+        used = execute(arguments.notebook, out, parameters)
+        if not arguments.freeze and profile.name == "reference":
+            runs = (stored(paths.runs() / key, dataset=profile.base.dataset) for key in used)
+            count = record(runs, paths.results() / profile.folder / "runs.csv")
+            print(f"{name}: {count} runs are recorded", flush=True)
         if arguments.freeze:
             normalise(out)
             os.replace(out, arguments.notebook)

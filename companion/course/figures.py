@@ -17,12 +17,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from companion import progress, store
-from companion.claims import Claim, Observed, over_seeds
+from companion import store
+from companion.ledger import NOT_LEARNT, VERDICTS, over_seeds
 from companion.similarity import cosine
+from companion.training import progress
 
 PALETTE = sns.color_palette("colorblind")
-VERDICT_COLORS = {"reproduced": PALETTE[2], "partly": PALETTE[1], "not reproduced": PALETTE[3]}
+VERDICT_COLORS = dict(zip((*VERDICTS, NOT_LEARNT), (PALETTE[2], PALETTE[1], PALETTE[3], PALETTE[7]), strict=True))
 pd.set_option("display.max_colwidth", None)  # a claim is shown whole
 WIDTH = 9.0  # inches: the width of a notebook's text
 
@@ -141,24 +142,3 @@ def similarity_histogram(axes: Axes, u: Tensor, v: Tensor, y: Tensor) -> None:
         axes.hist(s[members].numpy(), edges, density=True, histtype="stepfilled", alpha=0.35, color=color, label=label)
 
 
-def scoreboard(records: dict[str, dict], claims: dict[str, Claim]) -> Figure:
-    """One row a claim with an observation: a dot coloured by its verdict, the statement, the published value, ours."""
-    shown = [claim for claim in claims.values() if claim.id in records]
-    figure, (axes,) = panels(height=0.6 + 0.3 * len(shown))
-    figure.set_figwidth(1.5 * WIDTH)
-    axes.axis("off")
-    axes.set(xlim=(0, 1), ylim=(len(shown) - 0.4, -1.6))
-    columns = {0.025: "claim", 0.46: "published", 0.77: "measured, 95 % interval"}
-    for x, title in columns.items():
-        axes.text(x, -1, title, va="center", fontsize=9, weight="bold")
-    for row, claim in enumerate(shown):
-        record = records[claim.id]
-        observed = Observed(**{name: record[name] for name in ("value", "low", "high", "n")})
-        axes.plot(0.01, row, "o", color=VERDICT_COLORS[record["verdict"]], markersize=9)
-        ours = f"{observed}, n = {observed.n}" if observed.n > 1 else f"{observed}"
-        for x, text in zip(columns, (claim.statement, claim.published, ours), strict=True):
-            axes.text(x, row, text, va="center", fontsize=9)
-    for name, color in VERDICT_COLORS.items():
-        axes.plot([], [], "o", color=color, label=name)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
-    return figure

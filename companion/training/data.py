@@ -1,15 +1,15 @@
-"""Data sets as tensors: a name in, uint8 images and labels out, with their provenance.
+"""Data sets: a name in, uint8 images and labels out, with their provenance.
 
 A data set that fits lives in memory as one uint8 tensor (60,000 images at 32×32: 184 MB), from where a batch is one
-indexing operation, on the device if it lies there.
+indexing operation, on the device if it lies there. One that does not fit stays in its files, see :class:`FileSplit`.
 """
 
 import functools
 import hashlib
 import os
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +22,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from companion import paths, store
-from companion.config import DATASETS, EMBEDDED
 from companion.errors import CompanionError, choose
+from companion.training.config import DATASETS, EMBEDDED
 
-_EMBEDDED_SHA256 = "01d68a4610f8d001e969bbfbf22d8b8fbce010ca11ffdaded522055c5d45b534"
+_EMBEDDED_SHA256 = "3c65a1714f4291d8eeb306959f7649a57f6bf09f6945ac59e037cbc349069170"
 _TORCHVISION = {  # name → class, keyword arguments of the training and of the test split
     "fashion-mnist": (torchvision.datasets.FashionMNIST, {"train": True}, {"train": False}),
     "cifar10": (torchvision.datasets.CIFAR10, {"train": True}, {"train": False}),
@@ -33,11 +33,12 @@ _TORCHVISION = {  # name → class, keyword arguments of the training and of the
     "svhn": (torchvision.datasets.SVHN, {"split": "train"}, {"split": "test"}),
     "stl10": (torchvision.datasets.STL10, {"split": "train"}, {"split": "test"}),
 }
+EUROSAT_TEST = 5  # one image in five of each class, since the authors give no split of their own
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images (n, channels, height, width) uint8 and labels (n,) int64."""
+    """Images (n, channels, height, width) uint8 and labels (n,) int64, in memory."""
 
     images: Tensor
     labels: Tensor
@@ -48,35 +49,67 @@ class Split:
     def __getitem__(self, index) -> "Split":
         return Split(self.images[index], self.labels[index])
 
+    def subset(self, index: Tensor) -> "Split":
+        """Some of the images, by their numbers."""
+        return self[index]
+
     def to(self, device) -> "Split":
         """The same split on another device."""
         return Split(self.images.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True)
+class FileSplit:
+    """Images that stay in their files until they are asked for; ``split[index]`` reads them into a :class:`Split`."""
+
+    files: np.ndarray  # (n,) paths
+    labels: Tensor  # (n,) int64
+    image_size: int
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index) -> Split:
+        with ThreadPoolExecutor() as pool:
+            images = list(pool.map(lambda path: _read_image(path, self.image_size), self.files[index]))
+        return Split(torch.stack(images), self.labels[index])
+
+    def subset(self, index: Tensor) -> "FileSplit":
+        """Some of the images, by their numbers, still in their files."""
+        return FileSplit(self.files[index.numpy()], self.labels[index], self.image_size)
+
+    def to(self, device) -> "FileSplit":
+        """Itself: files lie where they lie, and a source moves each batch."""
+        return self
+
+
+@dataclass(frozen=True)
 class Data:
     """A data set, split: ``validation`` is taken from the training images and never trained on."""
 
-    train: Split
-    validation: Split
-    test: Split
+    train: Split | FileSplit
+    validation: Split | FileSplit
+    test: Split | FileSplit
     identity: str
 
 
-def load(name: str, *, image_size: int, n_train: int, n_validation: int = 0) -> Data:
+def load(name: str, *, image_size: int, n_train: int, n_validation: int = 0, storage: str = "memory") -> Data:
     """Load a data set, resized to ``image_size`` and cut to ``n_train`` + ``n_validation`` training images.
 
     The cut is stratified by class and the same for every seed of a run.
 
     Args:
-        name: one of :data:`companion.config.DATASETS`. ``imagefolder:PATH`` is a tree ``PATH/train/<class>/*``,
-            ``PATH/test/<class>/*``; a relative PATH is also looked for below the data folders.
-        image_size: pixels a side; images are resized so and centre-cropped to a square.
+        name: one of :data:`companion.training.config.DATASETS`. ``imagefolder:PATH`` is a tree
+            ``PATH/train/<class>/*``, ``PATH/test/<class>/*``; a relative PATH is also looked for below the data
+        folders. image_size: pixels a side; images are resized so and centre-cropped to a square.
+        n_train: images to train on.
+        n_validation: images to hold out of them.
+        storage: ``memory``, or ``files`` to leave an image folder on the disk.
 
     Raises:
         CompanionError: unknown name; data missing (with the places searched), damaged, or fewer than asked for.
     """
-    train, test, identity_ = _load_whole(name, image_size)
+    train, test = _load_whole(name, image_size, storage)
     wanted = n_train + n_validation
     if wanted > len(train):
         raise CompanionError(
@@ -86,7 +119,7 @@ def load(name: str, *, image_size: int, n_train: int, n_validation: int = 0) -> 
     order = _stratified(torch.arange(len(train)), wanted, train.labels)
     chosen = _stratified(order, n_train, train.labels[order])
     held_out = order[~torch.isin(order, chosen)]
-    return Data(train[chosen], train[held_out], test, identity_)
+    return Data(train.subset(chosen), train.subset(held_out), test, identity(name))
 
 
 @functools.lru_cache
@@ -113,15 +146,15 @@ def _stratified(index: Tensor, size: int, labels: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=2)
-def _load_whole(name: str, image_size: int) -> tuple[Split, Split, str]:
-    if name == EMBEDDED:
-        splits = _load_embedded()
-    elif name in _TORCHVISION:
-        splits = _load_torchvision(name)
-    else:
+def _load_whole(name: str, image_size: int, storage: str) -> tuple[Split, Split] | tuple[FileSplit, FileSplit]:
+    if name.startswith("imagefolder:"):
         splits = _load_image_folder(_image_folder(name), image_size)
+        return splits if storage == "files" else _in_memory(splits, f"{identity(name)}-{image_size}")
+    if name == "eurosat":
+        return _load_eurosat(image_size)
+    splits = _load_embedded() if name == EMBEDDED else _load_torchvision(name)
     train, test = (Split(_resize(s.images, image_size), s.labels) for s in splits)
-    return train, test, identity(name)
+    return train, test
 
 
 def _resize(images: Tensor, size: int) -> Tensor:
@@ -132,38 +165,44 @@ def _resize(images: Tensor, size: int) -> Tensor:
 
 
 def _load_embedded() -> tuple[Split, Split]:
-    path = _find(EMBEDDED + ".npz", "Restore data/ from the repository, or rebuild it (data/README.md).")
+    """One JPEG mosaic of 100 × 100 tiles of 32 × 32 pixels: of the ten rows of each class the first eight are its
+    training images, the last two its test images (data/README.md)."""
+    path = _find(EMBEDDED + ".jpg", "Restore data/ from the repository, or rebuild it (data/README.md).")
     try:
         raw = path.read_bytes()
         if hashlib.sha256(raw).hexdigest() != _EMBEDDED_SHA256:
             raise ValueError(f"its SHA-256 is not {_EMBEDDED_SHA256[:12]}…")
-        with np.load(path) as arrays:
-            return tuple(
-                Split(
-                    torch.from_numpy(arrays[f"{split}_images"])[:, None],
-                    torch.from_numpy(arrays[f"{split}_labels"].astype(np.int64)),
-                )
-                for split in ("train", "test")
-            )
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        with Image.open(BytesIO(raw)) as mosaic:
+            pixels = torch.from_numpy(np.array(mosaic.convert("RGB")))
+    except (OSError, ValueError) as error:
         raise CompanionError(
             f"{path} is damaged ({error}). Restore it from the repository, or rebuild it (data/README.md)."
         ) from error
+    tiles = pixels.view(10, 10, 32, 100, 32, 3).permute(0, 1, 3, 5, 2, 4)  # (class, row, column, channel, 32, 32)
+    labels = torch.arange(10)[:, None, None].expand(10, 10, 100)
+    return tuple(
+        Split(tiles[:, rows].reshape(-1, 3, 32, 32), labels[:, rows].flatten()) for rows in (slice(8), slice(8, 10))
+    )
 
 
 def _load_torchvision(name: str) -> tuple[Split, Split]:
-    source, *splits = _TORCHVISION[name]
+    source, *splits = _TORCHVISION[choose(name, _TORCHVISION, "data set")]
+    return tuple(map(_as_split, _from_roots(name, lambda root, **how: [source(root, **how, **s) for s in splits])))
+
+
+def _from_roots(name: str, read):
+    """``read(root, download=…)`` of the first data folder that holds the set, or else after a download, which one
+    process makes while others wait."""
     roots = paths.data_roots()
     for root in roots:
         try:
-            return tuple(_as_split(source(root, **split)) for split in splits)
-        except RuntimeError:  # not here, or incomplete
+            return read(root, download=False)
+        except (OSError, RuntimeError):  # not here
             continue
-        except Exception as error:  # found, but unreadable: torchvision lets many kinds through
-            raise CompanionError(f"{name} in {root} is damaged ({error}): remove it, then run again.") from error
     try:
-        os.makedirs(roots[0], exist_ok=True)
-        return tuple(_as_split(source(roots[0], download=True, **split)) for split in splits)
+        with store.lock(f"download-{name}"):
+            os.makedirs(roots[0], exist_ok=True)
+            return read(roots[0], download=True)
     except (OSError, RuntimeError) as error:
         raise CompanionError(
             f"{name} was found in none of {', '.join(map(str, roots))}, and downloading it failed ({error}). "
@@ -182,6 +221,21 @@ def _as_split(dataset) -> Split:
     return Split(images.contiguous(), torch.as_tensor(np.asarray(labels)).long())
 
 
+def _load_eurosat(image_size: int) -> tuple[Split, Split]:
+    """EuroSAT whole, as torchvision has it: one folder a class. Of each class the last fifth is the test set, in the
+    order of the SHA-256 of the file names."""
+    found = _from_roots("eurosat", lambda root, download: torchvision.datasets.EuroSAT(str(root), download=download))
+    files, labels = np.array([path for path, _ in found.samples]), torch.tensor(found.targets)
+    hashes = np.array([hashlib.sha256(Path(path).name.encode()).hexdigest() for path in files])
+    test = torch.zeros(len(files), dtype=torch.bool)
+    for label in labels.unique():
+        members = torch.where(labels == label)[0]
+        last = np.argsort(hashes[members.numpy()])[-(len(members) // EUROSAT_TEST) :]
+        test[members[torch.from_numpy(last)]] = True
+    whole = FileSplit(files, labels, image_size)
+    return _in_memory(tuple(whole.subset(torch.where(part)[0]) for part in (~test, test)), f"eurosat-{image_size}")
+
+
 def _image_folder(name: str) -> Path:
     kind, _, given = name.partition(":")
     if kind != "imagefolder" or not given:
@@ -194,25 +248,39 @@ def _image_folder(name: str) -> Path:
     return folder
 
 
-def _load_image_folder(folder: Path, image_size: int) -> tuple[Split, Split]:
-    """Decode every image once; later runs map the decoded tensors from ``results/cache``."""
-    cache = (
-        paths.results() / "cache" / f"{identity(f'imagefolder:{folder}').replace(':', '-')}-{image_size}.safetensors"
+def _load_image_folder(folder: Path, image_size: int) -> tuple[FileSplit, FileSplit]:
+    found = {}
+    for split in ("train", "test"):
+        try:
+            found[split] = torchvision.datasets.ImageFolder(str(folder / split))
+        except OSError as error:  # no class folders, or an empty one
+            raise CompanionError(
+                f"{folder / split} cannot be used ({error}): expected a folder with images for every class. Fill the "
+                "empty ones or remove them from train/ and test/ both."
+            ) from error
+    if found["train"].classes != found["test"].classes:
+        differing = sorted(set(found["train"].classes) ^ set(found["test"].classes))
+        raise CompanionError(
+            f"{folder} has class folders in only one of train/ and test/: {', '.join(differing)}. Both need the same."
+        )
+    return tuple(
+        FileSplit(np.array([path for path, _ in f.samples]), torch.tensor(f.targets), image_size)
+        for f in found.values()
     )
+
+
+def _in_memory(splits: tuple[FileSplit, FileSplit], name: str) -> tuple[Split, Split]:
+    """Decode every image once; later runs map the decoded tensors from ``results/cache``."""
+    cache = paths.results() / "cache" / f"{name.replace(':', '-')}.safetensors"
     with store.lock(cache.stem):  # several processes start at once; one decodes
         if not cache.exists():
-            tensors = {}
-            for split in ("train", "test"):
-                found = torchvision.datasets.ImageFolder(str(folder / split))
-                with ThreadPoolExecutor() as pool:
-                    images = list(
-                        pool.map(lambda path: _read_image(path, image_size), (path for path, _ in found.samples))
-                    )
-                tensors[f"{split}_images"] = torch.stack(images)
-                tensors[f"{split}_labels"] = torch.tensor(found.targets)
+            decoded = {split: files[:] for split, files in zip(("train", "test"), splits, strict=True)}
+            tensors = {f"{split}_images": d.images for split, d in decoded.items()}
             store.write(cache, safetensors.torch.save(tensors))
     tensors = safetensors.torch.load_file(cache)
-    return tuple(Split(tensors[f"{split}_images"], tensors[f"{split}_labels"]) for split in ("train", "test"))
+    return tuple(
+        Split(tensors[f"{split}_images"], files.labels) for split, files in zip(("train", "test"), splits, strict=True)
+    )
 
 
 def _read_image(path: str, image_size: int) -> Tensor:

@@ -5,11 +5,15 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import Normalizer, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
 from torch import Tensor
 
+from companion.errors import CompanionError
 
-def linear_probe(features: Tensor, labels: Tensor, *tests: tuple[Tensor, Tensor]) -> list[np.ndarray]:
+
+def linear_probe(
+    features: Tensor, labels: Tensor, *tests: tuple[Tensor, Tensor], strength: float = 1.0, normalise: bool = True
+) -> list[np.ndarray]:
     """Multinomial logistic regression on frozen, L2-normalised features.
 
     The papers train it by SGD without weight decay. The objective is convex, so we hand it to L-BFGS, which needs the
@@ -19,11 +23,15 @@ def linear_probe(features: Tensor, labels: Tensor, *tests: tuple[Tensor, Tensor]
         features: (n, d) encoder outputs of training images, without augmentation.
         labels: (n,).
         tests: pairs of features (k, d) and labels (k,).
+        strength: inverse of the L2 penalty, scikit-learn's C.
+        normalise: bring each feature vector to length 1 first, as the papers do with an encoder's; for pixels and
+            colours that would only lose how bright they are.
 
     Returns:
         For each test set, (k,) booleans: which images are classified correctly.
     """
-    classifier = make_pipeline(Normalizer(), StandardScaler(), LogisticRegression(C=0.1, max_iter=1000, tol=1e-3))
+    first = Normalizer() if normalise else FunctionTransformer()
+    classifier = make_pipeline(first, StandardScaler(), LogisticRegression(C=strength, max_iter=1000, tol=1e-3))
     return _correct(classifier, features, labels, tests)
 
 
@@ -33,12 +41,12 @@ def knn(features: Tensor, labels: Tensor, *tests: tuple[Tensor, Tensor], k: int 
 
 
 def _correct(classifier, features: Tensor, labels: Tensor, tests) -> list[np.ndarray]:
-    classifier.fit(features.numpy(), labels.numpy())
-    return [classifier.predict(x.numpy()) == y.numpy() for x, y in tests]
+    classifier.fit(features.cpu().numpy(), labels.cpu().numpy())
+    return [classifier.predict(x.cpu().numpy()) == y.cpu().numpy() for x, y in tests]
 
 
-def bootstrap_interval(correct: np.ndarray, *, level: float = 0.95) -> tuple[float, float]:
-    """Interval of an accuracy over resampled test sets (percentile bootstrap, 1,000 resamples).
+def accuracy_interval(correct: np.ndarray, *, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of an accuracy: what another test set of the same size might have given.
 
     Args:
         correct: (k,) booleans, one a test image.
@@ -46,10 +54,11 @@ def bootstrap_interval(correct: np.ndarray, *, level: float = 0.95) -> tuple[flo
 
     Returns:
         Lower and upper end, in [0, 1].
+
+    Raises:
+        CompanionError: if there is no test image.
     """
-    if correct.all() or not correct.any():  # every resample is the same
-        return float(correct[0]), float(correct[0])
-    result = stats.bootstrap(
-        (correct.astype(float),), np.mean, confidence_level=level, n_resamples=1000, method="percentile", rng=0
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+    if len(correct) == 0:
+        raise CompanionError("The accuracy of no image at all has no interval: expected at least one test image.")
+    interval = stats.binomtest(int(correct.sum()), len(correct)).proportion_ci(level, method="wilson")
+    return float(interval.low), float(interval.high)

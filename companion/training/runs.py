@@ -1,23 +1,23 @@
 """Runs: what a finished training left behind, and how it is measured."""
 
-import contextlib
-import dataclasses
+import functools
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from companion import data, encoders, metrics, paths, probe
-from companion.augment import TwoViews
-from companion.config import Config
+from companion import metrics, paths
+from companion.training import data, encoders, probe
+from companion.training.config import TRAINING_VERSION, Config, from_json
+from companion.training.loop import seeded
+from companion.training.methods import Method
+from companion.training.sources import CHUNK, seed
 
-AUGMENTED = 1024  # images that are augmented at once
+STRENGTHS = (0.01, 0.1, 1.0)  # inverse L2 penalties for the probe of a baseline
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,11 @@ class Run:
 
     config: Config
     path: Path
+
+    @property
+    def key(self) -> str:
+        """The run's name in the store."""
+        return self.path.name
 
     @property
     def history(self) -> pd.DataFrame:
@@ -37,13 +42,20 @@ class Run:
         """What :func:`measure` found at the end of the training."""
         return json.loads((self.path / "metrics.json").read_text())
 
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Versions, device, commit and seconds of the training."""
+        return json.loads((self.path / "environment.json").read_text())
+
+    def method(self) -> Method:
+        """What was trained, in evaluation mode, on the CPU."""
+        method = initial(self.config)
+        method.load_state_dict(safetensors.torch.load_file(self.path / "weights.safetensors"))
+        return method
+
     def model(self) -> encoders.Model:
-        """The trained encoder and projector, in evaluation mode, on the CPU."""
-        weights = safetensors.torch.load_file(self.path / "encoder.safetensors")
-        first = next(value for value in weights.values() if value.ndim == 4)  # the first convolution
-        model = encoders.build(self.config, channels=first.shape[1])
-        model.load_state_dict(weights)
-        return model.eval()
+        """Its encoder and projector."""
+        return self.method().model
 
     def data(self) -> data.Data:
         """The images that the run was trained, tuned and tested on."""
@@ -51,12 +63,7 @@ class Run:
 
     def two_views(self) -> tuple[Tensor, Tensor, Tensor]:
         """Projections u, v (k, d) of two augmented views of k training images, and their labels (k,)."""
-        return two_views(self.model(), self.config, self.data().train, self.config.measured_pairs)
-
-
-def table(runs: Iterable[Run]) -> pd.DataFrame:
-    """One row a run: the fields of its config, ``m``, and its metrics."""
-    return pd.DataFrame([dataclasses.asdict(run.config) | {"m": run.config.m} | run.metrics for run in runs])
+        return two_views(self.method(), self.config, self.data().train, self.config.measured_pairs)
 
 
 def folder(config: Config) -> Path:
@@ -64,37 +71,81 @@ def folder(config: Config) -> Path:
     return paths.runs() / config.key(data.identity(config.dataset))
 
 
+def stored(path: Path, *, dataset: str) -> Run:
+    """The run in a folder of the store; of an image folder, ``dataset`` says where it lies."""
+    values = json.loads((path / "config.json").read_text())
+    del values["training_version"]
+    return Run(from_json(json.dumps(values | {"dataset": dataset})), path)
+
+
 def load_data(config: Config) -> data.Data:
     """The data set that ``config`` names, cut and resized as it says."""
     return data.load(
-        config.dataset, image_size=config.image_size, n_train=config.n_train, n_validation=config.n_validation
-    )
+        config.dataset, image_size=config.image_size, n_train=config.n_train, n_validation=config.n_validation,
+        storage=config.storage,
+    )  # fmt: skip
 
 
-def two_views(model: torch.nn.Module, config: Config, images: data.Split, pairs: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Projections u, v (k, d) of two augmented views of the first k = ``pairs`` images, and their labels (k,).
+def initial(config: Config) -> Method:
+    """The method of ``config`` before its first step, in evaluation mode, on the CPU; its seed decides the weights."""
+    with seeded(config.seed, 0):
+        method = config.method.build(config, load_data(config).train)
+    return method.to(memory_format=torch.channels_last).eval()
 
-    Always the same views for the same ``config.seed``.
-    """
-    images = images[:pairs]
-    augment = TwoViews(config, images.images.shape[1])
-    with seeded(config.seed, 1):
-        parts = [_project(model, *augment(batch)) for batch in images.images.split(AUGMENTED)]
-    u, v = (torch.cat(views) for views in zip(*parts, strict=True))
-    return u, v, images.labels
+
+def outdated() -> list[str]:
+    """Names of the runs in the store that another version of the training code made. Nothing reads them any more."""
+    found = []
+    for path in sorted(paths.runs().glob("[!.]*")):
+        try:
+            version = json.loads((path / "config.json").read_text()).get("training_version")
+        except (OSError, ValueError, AttributeError):
+            version = None
+        if version != TRAINING_VERSION:
+            found.append(path.name)
+    return found
 
 
 @torch.no_grad()
-def measure(model: encoders.Model, config: Config, images: data.Data) -> dict[str, float]:
+def two_views(method: Method, config: Config, images, pairs: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Projections u, v (k, d) of two augmented views of the first k = ``pairs`` images, and their labels (k,).
+
+    They are float32 and lie on the method's device. Always the same views for the same ``config.seed``.
+    """
+    device = _device(method)
+    augment = config.augmentation.build(config.image_size)
+    draws = torch.Generator(device).manual_seed(seed(config.seed, 1))
+    images, parts = images[:pairs], []
+    for batch in images.images.split(CHUNK):
+        views = (augment(batch.to(device), draws) for _ in range(2))
+        parts.append(method.project(*views))
+    u, v = (torch.cat(views).float() for views in zip(*parts, strict=True))
+    return u, v, images.labels.to(device)
+
+
+@torch.no_grad()
+def features(method: Method, images) -> tuple[Tensor, Tensor]:
+    """Encoder outputs of unaugmented images (n, features) in float32, and their labels (n,), on the method's device."""
+    device = _device(method)
+    chunks = (images[start : start + CHUNK] for start in range(0, len(images), CHUNK))
+    parts = [method.embed(chunk.images.to(device).float() / 255).float() for chunk in chunks]
+    return (torch.cat(parts) if parts else torch.empty(0)), images.labels.to(device)
+
+
+def measure(method: Method, config: Config, images: data.Data) -> dict[str, float]:
     """Everything that the notebooks report about a trained model, as one flat dictionary.
 
     Similarity statistics, alignment and uniformity on the projections of augmented training images, as the papers have
     it; probes and tolerance on the encoder's features of unaugmented images. Accuracies are in [0, 1].
     """
-    u, v, y = two_views(model, config, images.train, config.measured_pairs)
-    (train, y_train), validation, test = (_features(model, s) for s in (images.train, images.validation, images.test))
+    u, v, y = two_views(method, config, images.train, config.measured_pairs)
+    (train, y_train), validation, test = (features(method, s) for s in (images.train, images.validation, images.test))
     held_out = [s for s in (validation, test) if len(s[1])]
-    linear = probe.linear_probe(train, y_train, *held_out)
+    if config.encoder in encoders.FIXED:  # a baseline gets the penalty that suits it best on the images held out
+        probes = [probe.linear_probe(train, y_train, *held_out, strength=c, normalise=False) for c in STRENGTHS]
+        linear = max(probes, key=lambda correct: correct[0].mean()) if len(held_out) == 2 else probes[-1]
+    else:
+        linear = probe.linear_probe(train, y_train, *held_out)
     (nearest,) = probe.knn(train, y_train, test)
     result = metrics.similarity_statistics(u, v)
     result |= {f"variance_{name}": value for name, value in metrics.variance_parts(u, v, y).items()}
@@ -105,30 +156,22 @@ def measure(model: encoders.Model, config: Config, images: data.Data) -> dict[st
     }
     for name, correct in (("linear", linear[-1]), ("knn", nearest)):
         result[f"{name}_accuracy"] = correct.mean()
-        result[f"{name}_low"], result[f"{name}_high"] = probe.bootstrap_interval(correct)
+        result[f"{name}_low"], result[f"{name}_high"] = probe.accuracy_interval(correct)
     if len(held_out) == 2:
         result["linear_validation_accuracy"] = linear[0].mean()
     return {name: float(value) for name, value in result.items()}
 
 
-@torch.no_grad()
-def _project(model: torch.nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Projections of first and second views in evaluation mode, on the CPU and in float32 whatever the model is in."""
-    model.eval()
-    return model(x).float().cpu(), model(y, second=True).float().cpu()
+def _device(method: Method) -> torch.device:
+    return next(method.parameters()).device
 
 
-def _features(model: encoders.Model, images: data.Split) -> tuple[Tensor, Tensor]:
-    """Encoder outputs of unaugmented images (n, features) and their labels, on the CPU."""
-    device = next(model.parameters()).device
-    model.eval()
-    parts = [model.encoder(batch.to(device).float() / 255).float().cpu() for batch in images.images.split(AUGMENTED)]
-    return (torch.cat(parts) if parts else torch.empty(0)), images.labels.cpu()
-
-
-@contextlib.contextmanager
-def seeded(*key: int):
-    """Inside, torch draws from generators seeded by ``key``; outside, nothing has changed."""
-    with torch.random.fork_rng():
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
-        yield
+@functools.cache
+def say_outdated() -> None:
+    """Tell once where runs of another version lie."""
+    names = outdated()
+    if names:
+        print(
+            f"{len(names)} runs in {paths.runs()} come from another version of the training code; they are ignored. "
+            f"Remove them to free space, the first is {names[0]}."
+        )

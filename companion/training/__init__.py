@@ -1,0 +1,33 @@
+"""Training: from a description to a finished, measured run. Needs the extra ``train``."""
+
+from companion.errors import extra
+
+with extra("train"):
+    from companion.training.augment import SimCLR, Unchanged
+    from companion.training.baselines import baselines, table
+    from companion.training.config import Config
+    from companion.training.loop import train
+    from companion.training.methods import Batch, Contrastive, Labelled, Method, Supervised
+    from companion.training.runs import Run, load_data
+    from companion.training.sources import Pairs, Views
+    from companion.training.sweep import run, sweep
+
+__all__ = [
+    "Batch",
+    "Config",
+    "Contrastive",
+    "Labelled",
+    "Method",
+    "Pairs",
+    "Run",
+    "SimCLR",
+    "Supervised",
+    "Unchanged",
+    "Views",
+    "baselines",
+    "load_data",
+    "run",
+    "sweep",
+    "table",
+    "train",
+]

@@ -1,0 +1,54 @@
+"""What an accuracy must be held against, and tables of runs that hold it so."""
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from companion.training.config import Config
+from companion.training.methods import Supervised
+from companion.training.runs import Run
+from companion.training.sweep import sweep
+
+BATCH_SIZE = 128  # of the encoder trained with labels, whatever the batch of the run beside it
+
+
+def baselines(config: Config) -> dict[str, Config]:
+    """The runs that stand beside the run of ``config``, on the same images and measured the same way.
+
+    Returns:
+        ``pixels``: the raw images; ``colours``: mean and standard deviation of each channel; ``untrained``: the same
+        encoder, with the weights that the same seed starts it with; ``supervised``: that encoder trained with labels,
+        for as many epochs. Only what makes a difference to them is taken over from ``config``, so that many runs
+        share them.
+    """
+    images = {
+        name: getattr(config, name)
+        for name in ("dataset", "image_size", "n_train", "n_validation", "storage", "measured_pairs", "accelerator")
+    }
+    images["batch_size"] = min(BATCH_SIZE, config.n_train)
+    model = {
+        name: getattr(config, name)
+        for name in ("augmentation", "encoder", "width", "projector_hidden", "projector_dim", "precision", "seed")
+    }
+    schedule = {
+        name: getattr(config, name) for name in ("epochs", "learning_rate", "momentum", "weight_decay", "warmup_epochs")
+    }
+    return {
+        "pixels": Config(**images, encoder="pixels", epochs=0),
+        "colours": Config(**images, encoder="colours", epochs=0),
+        "untrained": Config(**images, **model, epochs=0),
+        "supervised": Config(**images, **model, **schedule, method=Supervised()),
+    }
+
+
+def table(runs: Iterable[Run]) -> pd.DataFrame:
+    """One row a run: its ``key``, the values of its config, its metrics, and the accuracies of its baselines as
+    ``pixels_accuracy`` and so on, linear probes all. Baselines that are not in the store are trained."""
+    runs = list(runs)
+    beside = [baselines(run.config) for run in runs]
+    found = iter(sweep([config for configs in beside for config in configs.values()]))
+    rows = []
+    for run, configs in zip(runs, beside, strict=True):
+        accuracies = {f"{name}_accuracy": next(found).metrics["linear_accuracy"] for name in configs}
+        rows.append({"key": run.key} | run.config.flat() | run.metrics | accuracies)
+    return pd.DataFrame(rows)

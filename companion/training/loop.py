@@ -1,0 +1,108 @@
+"""The training loop, and nothing but the loop."""
+
+import contextlib
+import io
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+
+from companion import store
+from companion.errors import CompanionError
+from companion.training.config import Config
+from companion.training.methods import Method
+from companion.training.sources import Views, seed
+
+
+def train(
+    method: Method, source: Views, config: Config, *, fabric: Fabric | None = None, checkpoint: Path | None = None,
+    track: Callable[[Method], dict[str, float]] = lambda method: {},
+) -> list[dict]:  # fmt: skip
+    """Train ``method`` in place on the batches of ``source``, by SGD with momentum and a cosine schedule.
+
+    Args:
+        method: what is trained, and for what.
+        source: where batches come from.
+        config: epochs, learning rate, momentum, weight decay and seed.
+        fabric: device and precision; default: the CPU in float32.
+        checkpoint: a file to save to after every epoch and to resume from.
+        track: numbers to note of the method after every epoch.
+
+    Returns:
+        The history: for every epoch ``step``, mean ``loss``, and what ``track`` noted.
+
+    Raises:
+        CompanionError: if the loss has become NaN or infinite.
+    """
+    fabric = fabric or Fabric(accelerator="cpu", devices=1)
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay)
+    wrapped, optimizer = fabric.setup(method, optimizer)
+    wrapped.mark_forward_method("loss")  # so that several processes share its gradient
+    history = _resume(checkpoint, method, optimizer)
+    steps = len(source)
+    for epoch in range(len(history), config.epochs):
+        # Seeding each epoch by its number makes a resumed run the run that was not interrupted.
+        with seeded(config.seed, 4, epoch):
+            wrapped.train()
+            total = torch.zeros((), device=fabric.device)
+            for step, batch in enumerate(source.batches(epoch), start=epoch * steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(config, step, steps)
+                with fabric.autocast():
+                    loss = wrapped.loss(batch)
+                optimizer.zero_grad()
+                fabric.backward(loss)
+                optimizer.step()
+                method.after_step()
+                total += loss.detach()
+        mean = total.item() / steps
+        if not math.isfinite(mean):
+            raise CompanionError(
+                f"The loss became NaN or infinite in epoch {epoch + 1}: the network has diverged. Lower the learning "
+                f"rate (now {config.learning_rate:g} at a batch of 256), or check the input images."
+            )
+        wrapped.eval()
+        history.append({"step": (epoch + 1) * steps, "loss": mean} | track(method))
+        _save(checkpoint, method, optimizer, history)
+    wrapped.eval()
+    return history
+
+
+def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
+    """Linear warm-up to ``learning_rate · M / 256``, then half a cosine to 0 (Loshchilov & Hutter 2017)."""
+    peak = config.learning_rate * config.batch_size / 256
+    warmup, total = config.warmup_epochs * steps_per_epoch, config.epochs * steps_per_epoch
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
+
+
+@contextlib.contextmanager
+def seeded(*key: int):
+    """Inside, torch draws from generators seeded by ``key``; outside, nothing has changed. Only devices in use are
+    touched."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed(*key))
+        yield
+
+
+def _resume(path: Path | None, method: Method, optimizer: torch.optim.Optimizer) -> list[dict]:
+    """Restore the last checkpoint, if there is one, and return the history up to it."""
+    if path is None or not path.exists():
+        return []
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    method.load_state_dict(state["method"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["history"]
+
+
+def _save(path: Path | None, method: Method, optimizer: torch.optim.Optimizer, history: list[dict]) -> None:
+    if path is None:
+        return
+    buffer = io.BytesIO()
+    torch.save({"method": method.state_dict(), "optimizer": optimizer.state_dict(), "history": history}, buffer)
+    store.write(path, buffer.getvalue())
+    store.write(path.with_name("epochs"), "." * len(history))  # for whoever watches: a byte an epoch

@@ -1,0 +1,105 @@
+"""SimCLR and its relatives: two views of an image agree, and no labels."""
+
+import functools
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from companion import losses
+from companion.errors import CompanionError, choose, number, positive, whole
+from companion.training import encoders
+from companion.training.methods.base import Batch, Method, channels
+from companion.training.settings import Settings
+
+LOSSES = ("nt_xent", "clip", "info_nce", "dcl", "dhel", "siglip", "spectral")
+WITHIN_VIEW = ("clip", "siglip", "spectral")  # losses that can take within-view negatives besides cross-view ones
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrastive(Settings):
+    """``loss(temperature) + vrns · L_VRNS``, on sub-batches of ``loss_batch_size`` out of each batch."""
+
+    name: ClassVar[str] = "contrastive"
+    loss: str = "nt_xent"
+    temperature: float = 0.2  # of SigLIP: 1 / scale; the spectral loss has none
+    bias: float = -10.0  # of SigLIP
+    within_view: bool = False  # within-view negatives too: c₂ = 1
+    vrns: float = 0.0  # the weight λ of Definition 5.7; 0 switches it off
+    loss_batch_size: int | None = None  # the loss's m; must divide the batch size M; None: m = M
+    heads: int = 1  # projectors: 1 for both views, or 2, one for each, as for images and texts in CLIP
+
+    def validate(self):
+        choose(self.loss, LOSSES, "loss")
+        positive(self.temperature, "temperature")
+        positive(self.vrns, "vrns", zero=True)
+        number(self.bias, "bias")
+        if self.heads not in (1, 2):
+            raise CompanionError(f"heads is {self.heads!r}: expected 1, a projector for both views, or 2.")
+        if self.within_view and self.loss not in WITHIN_VIEW:
+            raise CompanionError(
+                f"within_view makes no difference to {self.loss!r}: it is for {', '.join(WITHIN_VIEW)}."
+            )
+        if self.loss_batch_size is not None:
+            whole(self.loss_batch_size, "loss_batch_size", least=2)
+
+    def fit(self, batch_size: int) -> "Contrastive":
+        """The same for batches of this size: one description for one experiment.
+
+        Raises:
+            CompanionError: if sub-batches do not divide the batch.
+        """
+        if self.loss_batch_size is None or batch_size % self.loss_batch_size == 0:
+            return self.replace(loss_batch_size=None) if self.loss_batch_size == batch_size else self
+        raise CompanionError(
+            f"loss_batch_size {self.loss_batch_size} does not divide batch_size {batch_size}: the batch must split "
+            "into sub-batches of equal size."
+        )
+
+    @property
+    def title(self) -> str:
+        """A readable name for the folder of a run."""
+        loss = self.loss + "-within" * self.within_view + "-2heads" * (self.heads == 2)
+        return f"{loss}-t{self.temperature:g}" + (f"-vrns{self.vrns:g}" if self.vrns else "")
+
+    def build(self, config, split) -> "ContrastiveMethod":
+        return ContrastiveMethod(self, config, split)
+
+
+class ContrastiveMethod(Method):
+    def __init__(self, settings: Contrastive, config, split):
+        super().__init__(encoders.build(config, channels(split), heads=settings.heads))
+        self.two_heads, self.m = settings.heads == 2, settings.loss_batch_size
+        self.objective = objective(settings, n=config.n_train)
+
+    def loss(self, batch: Batch) -> Tensor:
+        if self.two_heads:
+            u, v = self.project(batch.first, batch.second)
+        else:  # one pass, so that batch norm sees both views
+            u, v = self.model(torch.cat([batch.first, batch.second])).chunk(2)  # (M, d) each
+        with losses.unchecked():
+            return self.objective(u, v) if self.m is None else in_sub_batches(self.objective, u, v, self.m)
+
+
+def objective(settings: Contrastive, *, n: int):
+    """The function of (m, d) views ``u, v`` that is minimised: ``loss + λ · VRNS``; n is the training-set size."""
+    contrastive = functools.partial(getattr(losses, settings.loss), **hyperparameters(settings))
+    if not settings.vrns:
+        return contrastive
+    return lambda u, v: contrastive(u, v) + settings.vrns * losses.vrns(u, v, n=n)
+
+
+def in_sub_batches(function, u: Tensor, v: Tensor, m: int) -> Tensor:
+    """Mean of ``function`` over the sub-batches of m pairs of (M, d) views, as one batched call."""
+    return torch.vmap(function)(u.unflatten(0, (-1, m)), v.unflatten(0, (-1, m))).mean()
+
+
+def hyperparameters(settings: Contrastive) -> dict:
+    """What the loss that ``settings`` names takes besides the embeddings."""
+    within_view = {"within_view": settings.within_view} if settings.loss in WITHIN_VIEW else {}
+    if settings.loss == "spectral":
+        return within_view
+    if settings.loss == "siglip":
+        return within_view | {"scale": 1 / settings.temperature, "bias": settings.bias}
+    return within_view | {"temperature": settings.temperature}

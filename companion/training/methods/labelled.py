@@ -1,0 +1,55 @@
+"""Losses of embeddings with labels: the margin losses, SupCon and SINCERE, on two views of each image."""
+
+import functools
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from companion import losses
+from companion.errors import choose, positive
+from companion.training import encoders
+from companion.training.methods.base import Batch, Method, channels
+from companion.training.settings import Settings
+
+WITH_MARGIN = ("contrastive_margin", "triplet", "lifted", "batch_hard")
+WITH_TEMPERATURE = ("sup_con", "sincere")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled(Settings):
+    """``loss(z, y)`` of the 2m embeddings of a batch and their labels."""
+
+    name: ClassVar[str] = "labelled"
+    loss: str = "triplet"
+    margin: float = 0.2  # of the margin losses
+    temperature: float = 0.1  # of the others
+
+    def validate(self):
+        choose(self.loss, WITH_MARGIN + WITH_TEMPERATURE, "loss with labels")
+        positive(self.margin, "margin", zero=True)
+        positive(self.temperature, "temperature")
+
+    def fit(self, batch_size: int) -> "Labelled":
+        return self
+
+    @property
+    def title(self) -> str:
+        """A readable name for the folder of a run."""
+        return f"{self.loss}-" + (f"margin{self.margin:g}" if self.loss in WITH_MARGIN else f"t{self.temperature:g}")
+
+    def build(self, config, split) -> "LabelledMethod":
+        return LabelledMethod(self, config, split)
+
+
+class LabelledMethod(Method):
+    def __init__(self, settings: Labelled, config, split):
+        super().__init__(encoders.build(config, channels(split)))
+        argument = "margin" if settings.loss in WITH_MARGIN else "temperature"
+        self.objective = functools.partial(getattr(losses, settings.loss), **{argument: getattr(settings, argument)})
+
+    def loss(self, batch: Batch) -> Tensor:
+        z = self.model(torch.cat([batch.first, batch.second]))  # (2m, d)
+        with losses.unchecked():
+            return self.objective(z, batch.labels.repeat(2))

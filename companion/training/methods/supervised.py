@@ -1,0 +1,41 @@
+"""The encoder trained with labels, by cross entropy: how good this encoder could be on these images."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from companion.training import encoders
+from companion.training.methods.base import Batch, Method, channels
+from companion.training.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supervised(Settings):
+    """Cross entropy of a linear classifier on the encoder's features, on two augmented views of each image."""
+
+    name: ClassVar[str] = "supervised"
+
+    def fit(self, batch_size: int) -> "Supervised":
+        return self
+
+    @property
+    def title(self) -> str:
+        """A readable name for the folder of a run."""
+        return "supervised"
+
+    def build(self, config, split) -> "SupervisedMethod":
+        return SupervisedMethod(config, split)
+
+
+class SupervisedMethod(Method):
+    def __init__(self, config, split):
+        super().__init__(encoders.build(config, channels(split)))
+        _, features = encoders.encoder(config, channels(split))
+        self.classifier = nn.Linear(features, int(split.labels.max()) + 1)
+
+    def loss(self, batch: Batch) -> Tensor:
+        logits = self.classifier(self.embed(torch.cat([batch.first, batch.second])))  # (2m, classes)
+        return cross_entropy(logits, batch.labels.repeat(2))

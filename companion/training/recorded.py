@@ -1,0 +1,103 @@
+"""Recorded runs: a table that is committed, one row a run, with what it was made from and with."""
+
+import functools
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from companion import paths, store
+from companion.errors import CompanionError
+from companion.training import data
+from companion.training.baselines import table
+from companion.training.config import Config, from_json
+from companion.training.runs import Run
+
+NEEDED = ("key", "data", "config", "linear_accuracy", "negative_variance")  # without these a row says nothing
+
+
+def record(runs: Iterable[Run], path: Path) -> int:
+    """Add runs to the table at ``path``, or replace what it has of them; return how many rows it has then."""
+    runs = {run.key: run for run in runs}
+    trained = table(run for run in runs.values() if run.config.epochs)
+    beside = [column for column in trained if column.endswith("_accuracy") and column not in _measured(runs)]
+    accuracies = trained.set_index("key")[beside] if len(trained) else pd.DataFrame()
+    rows = [
+        {"key": key, "data": data.identity(run.config.dataset), "config": json.dumps(_shareable(run.config))}
+        | run.metrics
+        | (accuracies.loc[key].to_dict() if key in accuracies.index else {})
+        | run.provenance
+        for key, run in sorted(runs.items())
+    ]
+    with store.lock(f"recorded-{path.parent.name}"):
+        old = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["key"])
+        whole = pd.concat([old[~old["key"].isin(runs)], pd.DataFrame(rows)]).sort_values("key")
+        buffer = io.StringIO()
+        whole.to_csv(buffer, index=False, float_format="%.7g", lineterminator="\n")
+        store.write(path, buffer.getvalue())
+    return len(whole)
+
+
+def matching(configs: Iterable[Config], folder: str = "cpu") -> pd.DataFrame:
+    """The recorded runs of these settings, whatever their seeds, as :func:`companion.training.table` has them.
+
+    Args:
+        configs: descriptions of runs; their seeds do not count.
+        folder: of the recorded results: ``cpu``, or that with the name of another data set.
+
+    Returns:
+        One row a run; no row where nothing was recorded.
+    """
+    wanted = {config.replace(seed=0, dataset="eurosat-subset") for config in configs}
+    rows = read(paths.reference() / folder / "runs.csv")
+    if not len(rows):
+        return rows
+    found = [from_json(text).replace(seed=0, dataset="eurosat-subset") in wanted for text in rows["config"]]
+    return rows[found].reset_index(drop=True)
+
+
+@functools.cache
+def read(path: Path) -> pd.DataFrame:
+    """The whole table at ``path``, one row a run; a damaged or foreign row is left out, and told once.
+
+    Raises:
+        CompanionError: if the file is no table of runs at all.
+    """
+    if not path.exists():
+        return pd.DataFrame()
+    try:
+        rows = pd.read_csv(path)
+        if missing := sorted(set(NEEDED) - set(rows)):
+            raise ValueError(f"it has no column {', '.join(missing)}")
+    except ValueError as error:
+        raise CompanionError(
+            f"{path} is not a table of recorded runs ({error}): restore it from the repository."
+        ) from error
+    good = []
+    for line, row in enumerate(rows.to_dict("records"), start=2):  # line 1 has the names
+        try:
+            config = from_json(row["config"])
+            if config.key(row["data"]) != row["key"]:
+                raise CompanionError("its key is not that of its config: another version made it, or it was edited")
+            if not np.isfinite([float(row["linear_accuracy"]), float(row["negative_variance"])]).all():
+                raise CompanionError("its metrics are not finite")
+        except (ValueError, TypeError) as error:
+            print(f"{path.name}, line {line} is ignored: {error}.")
+            continue
+        good.append(config.flat() | row)
+    return pd.DataFrame(good)
+
+
+def _measured(runs: dict[str, Run]) -> set[str]:
+    return {name for run in runs.values() for name in run.metrics}
+
+
+def _shareable(config: Config) -> dict:
+    """The config without where the data lie, which is nobody's business; what they are stands in another column."""
+    values = config.to_dict()
+    if config.dataset.startswith("imagefolder:"):
+        values["dataset"] = "imagefolder:" + config.dataset.rstrip("/").rpartition("/")[2]
+    return values

@@ -1,0 +1,114 @@
+"""Where batches come from: those of an epoch, in an order that its number decides, for each process its part of
+them."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from companion.errors import CompanionError
+from companion.training.data import FileSplit, Split
+from companion.training.methods.base import Batch
+
+CHUNK = 1024  # images that are augmented at once: a chunk costs little more than a small batch
+
+
+def seed(*key: int) -> int:
+    """One number out of several, such that different keys give independent random streams."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+class Views:
+    """Two random views of every image, in batches; what is left of an epoch, less than a batch, is dropped.
+
+    Args:
+        split: images and labels: a :class:`~companion.training.data.Split`, which is moved to the device, or a
+            :class:`~companion.training.data.FileSplit`, which is read by the workers of a ``DataLoader``.
+        augmentation: (n, c, h, w) uint8 and a generator → (n, c, s, s) in [0, 1].
+        batch_size: M, of all processes together.
+        seed: of the run.
+        device: where the views are made.
+        rank: number of this process; all of them see the same order, and each its own part of every batch.
+        world: number of processes; it divides the batch size.
+        workers: processes that read files.
+    """
+
+    def __init__(
+        self, split: Split | FileSplit, augmentation: nn.Module, batch_size: int, *, seed: int,
+        device: torch.device | str = "cpu", rank: int = 0, world: int = 1, workers: int = 0,
+    ):  # fmt: skip
+        if batch_size % world:
+            raise CompanionError(
+                f"batch_size {batch_size} does not divide among {world} processes: choose a multiple of {world}."
+            )
+        self.split, self.augmentation, self.device = split.to(device), augmentation, torch.device(device)
+        self.batch_size, self.seed, self.rank, self.world, self.workers = batch_size, seed, rank, world, workers
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self.split) // self.batch_size
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch, the same whenever they are asked for."""
+        order = torch.randperm(len(self.split), generator=torch.Generator().manual_seed(seed(self.seed, 2, epoch)))
+        order = order[: len(self) * self.batch_size].view(len(self), self.world, -1)[:, self.rank]  # (steps, M/world)
+        draws = torch.Generator(self.device).manual_seed(seed(self.seed, 3, epoch, self.rank))
+        size = order.shape[1]
+        for numbers, chunk in self._read(order.flatten().split(max(1, CHUNK // size) * size)):
+            first, second = self._views(chunk, draws), self._second(numbers, chunk, draws)
+            yield from map(Batch, first.split(size), second.split(size), chunk.labels.split(size))
+
+    def _views(self, chunk: Split, draws: torch.Generator) -> Tensor:
+        return self.augmentation(chunk.images, draws).contiguous(memory_format=torch.channels_last)
+
+    def _second(self, numbers: Tensor, chunk: Split, draws: torch.Generator) -> Tensor:
+        return self._views(chunk, draws)
+
+    def _read(self, chunks) -> Iterator[tuple[Tensor, Split]]:
+        """Numbers of images, and these images on the device."""
+        if isinstance(self.split, Split):
+            yield from ((numbers, self.split[numbers]) for numbers in (chunk.to(self.device) for chunk in chunks))
+            return
+        loader = torch.utils.data.DataLoader(
+            _Chunks(self.split, chunks), batch_size=None, num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+        )  # fmt: skip
+        for numbers, images, labels in loader:
+            yield numbers, Split(images.to(self.device), labels.to(self.device))
+
+
+class Pairs(Views):
+    """Images with texts: the first view is the augmented image, the second its text, (m, length) token numbers.
+
+    Args:
+        split: images and labels.
+        texts: (n, length) token numbers, row i the text of image i.
+        augmentation, batch_size, options: as for :class:`Views`.
+
+    Raises:
+        CompanionError: if there are not as many texts as images.
+    """
+
+    def __init__(self, split: Split | FileSplit, texts: Tensor, augmentation: nn.Module, batch_size: int, **options):
+        super().__init__(split, augmentation, batch_size, **options)
+        if len(texts) != len(split):
+            raise CompanionError(f"There are {len(texts):,} texts for {len(split):,} images: expected one for each.")
+        self.texts = texts.to(self.device)
+
+    def _second(self, numbers, chunk, draws):
+        return self.texts[numbers.to(self.device)]
+
+
+class _Chunks(torch.utils.data.Dataset):
+    """Chunk number → numbers of its images, the images and their labels, read from their files."""
+
+    def __init__(self, split: FileSplit, chunks):
+        self.split, self.chunks = split, chunks
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        read = self.split[self.chunks[number].numpy()]
+        return self.chunks[number], read.images, read.labels
