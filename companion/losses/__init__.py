@@ -2,9 +2,10 @@
 
 ``u, v`` are (n, d): two views of n instances. ``z`` is (n, d) with labels ``y`` (n,). Every loss L2-normalises inside
 (except with Euclidean similarity), computes in float32 or better whatever autocast says, and returns a scalar: the mean
-over anchors. Hyperparameters are keyword-only.
+over anchors. Hyperparameters are keyword-only. Input is checked, except inside :func:`unchecked`.
 """
 
+from companion.losses._inputs import unchecked
 from companion.losses.additive import siglip, spectral
 from companion.losses.auxiliary import vrns, vrns_parts
 from companion.losses.hypersphere import align, align_uniform, uniform
@@ -43,6 +44,7 @@ __all__ = [
     "spectral",
     "sup_con",
     "triplet",
+    "unchecked",
     "uniform",
     "vrns",
     "vrns_parts",

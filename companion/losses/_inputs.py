@@ -8,7 +8,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from companion.errors import CompanionError, positive, whole
+from companion import errors
+from companion.errors import CompanionError, whole
 from companion.similarity import Similarity
 
 _EMBEDDINGS = ("u", "v", "z", "queue")
@@ -17,7 +18,11 @@ _checking = ContextVar("checking", default=True)
 
 @contextlib.contextmanager
 def unchecked():
-    """Losses called inside do not check their embeddings and labels, for torch.func.vmap cannot look at values."""
+    """Losses called inside do not check what tensors hold: embeddings, labels, and hyperparameters that are tensors.
+
+    For where nothing may look at values, as under :func:`torch.func.vmap`, and for loops whose input is checked
+    already: every look makes a GPU wait. Plain numbers are checked even so.
+    """
     token = _checking.set(False)
     try:
         yield
@@ -45,10 +50,10 @@ def check_embeddings(name: str, z: Tensor, *, least: int = 2) -> None:
         )
 
 
-def check_views(u: Tensor, v: Tensor) -> None:
-    """Raise unless ``u`` and ``v`` are sound embeddings of one shape on one device."""
-    check_embeddings("u", u)
-    check_embeddings("v", v)
+def check_views(u: Tensor, v: Tensor, *, least: int = 2) -> None:
+    """Raise unless ``u`` and ``v`` are sound embeddings of one shape on one device, with n >= ``least``."""
+    check_embeddings("u", u, least=least)
+    check_embeddings("v", v, least=least)
     if u.shape != v.shape:
         raise CompanionError(f"u has shape {tuple(u.shape)} and v {tuple(v.shape)}: expected two views of one shape.")
     if u.device != v.device:
@@ -75,13 +80,33 @@ def check_queue(queue: Tensor, u: Tensor) -> None:
         )
 
 
+def positive(value, what: str, *, zero: bool = False) -> None:
+    """:func:`companion.errors.positive` of a number, or of every number in a tensor, unless :func:`unchecked`."""
+    for x in _extremes(value):
+        errors.positive(x, what, zero=zero)
+
+
+def number(value, what: str) -> None:
+    """:func:`companion.errors.number` of a number, or of every number in a tensor, unless :func:`unchecked`."""
+    for x in _extremes(value):
+        errors.number(x, what)
+
+
+def _extremes(value) -> list:
+    """What to check of a hyperparameter: itself, or the least and the greatest number in a tensor; NaN counts as both."""
+    if not isinstance(value, Tensor):
+        return [value]
+    return torch.stack(value.detach().aminmax()).tolist() if _checking.get() else []
+
+
 def loss(function):
     """Make a formula a public loss.
 
     The decorated function may rely on this: its embeddings (`u`, `v`, `z`, `queue`) and labels (`y`) are sound; all
-    embeddings have one dtype, float32 or float64; autocast is off; `temperature`, if it is a number, is positive;
-    `similarity` is a :class:`~companion.similarity.Similarity`; `tile` is None or a positive whole number. Inside
-    :func:`unchecked` nothing looks at the values of embeddings.
+    embeddings have one dtype, float32 or float64; autocast is off; `temperature` is positive; `similarity` is a
+    :class:`~companion.similarity.Similarity`; `tile` is None or a positive whole number. It checks its other
+    hyperparameters itself, by :func:`positive` and :func:`number`. Inside :func:`unchecked` nothing looks at the values
+    of tensors.
     """
     signature = inspect.signature(function)
 
@@ -90,9 +115,8 @@ def loss(function):
         arguments = signature.bind(*args, **kwargs).arguments
         if _checking.get():
             _check(arguments)
-        temperature = arguments.get("temperature")
-        if temperature is not None and not isinstance(temperature, Tensor):  # a tensor is learned: no synchronisation
-            positive(temperature, "temperature")
+        if "temperature" in arguments:
+            positive(arguments["temperature"], "temperature")
         if arguments.get("tile") is not None:
             whole(arguments["tile"], "tile", least=1)
         if "similarity" in arguments:
@@ -108,13 +132,14 @@ def loss(function):
 
 
 def _check(arguments: dict) -> None:
+    queued = arguments.get("queue") is not None
     if "u" in arguments:
-        check_views(arguments["u"], arguments["v"])
+        check_views(arguments["u"], arguments["v"], least=1 if queued else 2)
     else:
         check_embeddings("z", arguments["z"])
     if "y" in arguments:
         check_labels(arguments["y"], arguments["z"])
-    if arguments.get("queue") is not None:
+    if queued:
         check_queue(arguments["queue"], arguments["u"])
 
 

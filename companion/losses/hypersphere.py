@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from companion.errors import positive
-from companion.losses._inputs import loss
+from companion.losses._inputs import loss, positive
 from companion.losses._pairs import SameInstance, log_sum_exp
 from companion.similarity import cosine
 

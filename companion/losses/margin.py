@@ -7,8 +7,7 @@ similarities. Margins are in units of the similarity: with Euclidean similarity,
 import torch
 from torch import Tensor
 
-from companion.errors import number, positive
-from companion.losses._inputs import loss
+from companion.losses._inputs import loss, number, positive
 from companion.losses._pairs import NoPositive, SameLabel
 from companion.similarity import cosine
 

@@ -9,9 +9,9 @@ import math
 import torch
 from torch import Tensor
 
-from companion.errors import CompanionError, choose, positive, whole
+from companion.errors import CompanionError, choose, whole
 from companion.losses import tiled
-from companion.losses._inputs import loss
+from companion.losses._inputs import loss, positive
 from companion.losses._pairs import SameInstance, log1p_exp, log_sum_exp, log_sum_exp_both_ways, total
 from companion.similarity import cosine
 
@@ -26,7 +26,8 @@ def info_nce(
         u: (n, d) anchors.
         v: (n, d) candidates; v_i is the positive of u_i.
         temperature: τ > 0, a number, or a tensor if it is learned; the logits are similarities / τ.
-        queue: (k, d) negatives of every anchor, in place of the other v_j (MoCo, He et al. 2020, Eq. 1).
+        queue: (k, d) negatives of every anchor, in place of the other v_j (MoCo, He et al. 2020, Eq. 1); one anchor is
+            enough then.
         similarity: a similarity function of :mod:`companion.similarity`, or your own.
         tile: None, or the side of the square tiles to compute in: the same value and gradient in O(n·tile) memory.
 
@@ -34,7 +35,8 @@ def info_nce(
         Scalar, mean over n anchors, in [0, ∞).
 
     Raises:
-        CompanionError: if the embeddings are not two finite (n, d) views with n >= 2, or τ is not positive.
+        CompanionError: if the embeddings are not two finite (n, d) views with n >= 2 (n >= 1 with a queue), the queue
+            not (k, d), finite, with k >= 1, or τ is not positive.
     """
     positives = similarity.paired(u, v) / temperature  # (n,)
     if queue is None:

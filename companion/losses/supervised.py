@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from companion.errors import positive
-from companion.losses._inputs import loss
+from companion.losses._inputs import loss, positive
 from companion.losses._pairs import NoPositive, SameInstance, SameLabel, log_sum_exp, total
 from companion.similarity import cosine
 
@@ -76,14 +75,13 @@ def eps_sup_info_nce(
     """
     positive(epsilon, "epsilon", zero=True)
     negatives = log_sum_exp(z, z, temperature, similarity, SameLabel(y), tile)  # (n,); -∞ without other classes
-    temperature = torch.as_tensor(temperature, dtype=z.dtype, device=z.device)
-    margin = z.new_tensor(-epsilon)
+    learned = [torch.as_tensor(x, dtype=z.dtype, device=z.device) for x in (temperature, -epsilon)]
 
-    def term(s, weight, negative, temperature):
+    def term(s, weight, negative, temperature, margin):
         return weight * torch.logaddexp(margin, negative - s / temperature)  # -log e^s / (e^(s - ε) + e^negative)
 
     rows = (_pair_weights(y, z.dtype), negatives)
-    return total(term, z, z, similarity, NoPositive(y), rows=rows, shared=(temperature,), tile=tile)
+    return total(term, z, z, similarity, NoPositive(y), rows=rows, shared=learned, tile=tile)
 
 
 def _pair_weights(y: Tensor, dtype: torch.dtype) -> Tensor:
