@@ -255,4 +255,3 @@ def _available(device: str) -> float:
             lines = Path("/proc/meminfo").read_text().splitlines()
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     return float("inf")
-

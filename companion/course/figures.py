@@ -12,7 +12,7 @@ import pandas as pd
 import PIL.Image
 import seaborn as sns
 import torch
-from IPython.display import Image, display
+from IPython.display import Image, Markdown, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -124,6 +124,60 @@ def mean_line(axes: Axes, table: pd.DataFrame, x: str, y: str, *, label: str = "
     axes.errorbar(list(grouped), means, errors, label=label, color=color, **options)
 
 
+def recorded_line(axes: Axes, table: pd.DataFrame, x: str, y: str, *, label: str = "", color=None, **options) -> None:
+    """The same for recorded runs: a line without markers in a band that is its 95 % t interval; nothing for no runs.
+
+    Args:
+        axes: where to draw.
+        table: recorded runs, from :func:`companion.training.recorded.matching`; may be empty.
+        x: column of the abscissa.
+        y: column of the value.
+        label: for the legend; the number of seeds is added.
+        color: of line and band.
+        options: for :meth:`matplotlib.axes.Axes.plot`.
+    """
+    if not len(table):
+        return
+    grouped = {key: over_seeds(values) for key, values in table.groupby(x)[y] if len(values) >= 3}
+    low, high = ([getattr(o, end) for o in grouped.values()] for end in ("low", "high"))
+    means, n = [o.value for o in grouped.values()], min((o.n for o in grouped.values()), default=0)
+    (line,) = axes.plot(list(grouped), means, color=color, label=f"{label}, n = {n}" if label else "", **options)
+    axes.fill_between(list(grouped), low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+
+
+BASELINES = {  # column → what stands at its line
+    "supervised_accuracy": "trained with labels",
+    "colours_accuracy": "colour statistics",
+    "untrained_accuracy": "untrained network",
+    "pixels_accuracy": "raw pixels",
+}
+
+
+def baseline_lines(axes: Axes, table: pd.DataFrame) -> None:
+    """A dotted line, named at the left end, for every baseline of the runs in ``table``: means over them.
+
+    Call it last, when the limits of the abscissa are set.
+    """
+    for column, name in BASELINES.items():
+        value = table[column].mean()
+        axes.axhline(value, color="0.35", linestyle=":", linewidth=1)
+        axes.annotate(
+            name, (0.02, value), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points",
+            fontsize=7.5, color="0.35",
+        )  # fmt: skip
+
+
+def baselines_in_words(table: pd.DataFrame) -> str:
+    """The same as a sentence, for alt texts and for readers."""
+    means = {name: table[column].mean() for column, name in BASELINES.items()}
+    return "For comparison: " + ", ".join(f"{name} {value:.3f}" for name, value in means.items()) + "."
+
+
+def say(markdown: str) -> None:
+    """Show a sentence whose numbers come from the run, as text of the notebook."""
+    display(Markdown(markdown))
+
+
 def similarity_histogram(axes: Axes, u: Tensor, v: Tensor, y: Tensor) -> None:
     """Densities of the cosine similarities of positives, same-class negatives and different-class negatives.
 
@@ -140,5 +194,3 @@ def similarity_histogram(axes: Axes, u: Tensor, v: Tensor, y: Tensor) -> None:
     edges = np.linspace(-1, 1, 81)
     for color, (label, members) in zip((PALETTE[2], PALETTE[1], PALETTE[0]), groups.items(), strict=True):
         axes.hist(s[members].numpy(), edges, density=True, histtype="stepfilled", alpha=0.35, color=color, label=label)
-
-

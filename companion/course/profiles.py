@@ -18,6 +18,7 @@ class Profile:
     small_batch: int = 32  # m of the sweeps over other settings
     tests_as: str = ""  # the profile whose claims and grids it takes; itself, but for the recorded reference
     tag: str = ""  # set when the user overrides the data set or the seed: no verdict is expected then
+    data_tag: str = ""  # the part of it that names the data set
 
     def __post_init__(self):
         object.__setattr__(self, "tests_as", self.tests_as or self.name)
@@ -27,6 +28,11 @@ class Profile:
         """Name of the results folder: results of different settings never mix."""
         own = f"reference/{self.tests_as}" if self.name == "reference" else self.name
         return own + self.tag
+
+    @property
+    def recorded(self) -> str:
+        """Name of the folder of recorded runs that compare with this profile's: same settings and data, any seeds."""
+        return self.tests_as + self.data_tag
 
     @property
     def second(self) -> bool:
@@ -70,9 +76,7 @@ _PROFILES = {
     # The paper's n is all 50,000 training images, so none are left to choose hyperparameters on.
     "paper": Profile(
         name="paper",
-        base=_CIFAR.replace(
-            dataset="cifar100", n_train=50_000, n_validation=0, epochs=200, warmup_epochs=10, blur=0.5
-        ),
+        base=_CIFAR.replace(dataset="cifar100", n_train=50_000, n_validation=0, epochs=200, warmup_epochs=10, blur=0.5),
         seeds=(0, 1, 2, 3, 4),
         small_batch=128,
     ),
@@ -102,11 +106,12 @@ def load(name: str = "auto", *, dataset: str = "", seed: int = 0) -> Profile:
             f"Profile {name!r} needs a CUDA device and torch sees none: install a CUDA build, or use PROFILE=cpu."
         )
     whole(seed, "seed", least=0)
-    base, tag = profile.base, ""
+    base, data_tag = profile.base, ""
     if dataset:
-        base, tag = base.replace(dataset=dataset), "-" + slug(dataset)
+        base, data_tag = base.replace(dataset=dataset), "-" + slug(dataset)
     seeds = tuple(s + seed for s in profile.seeds)
-    return replace(profile, base=base, seeds=seeds, tag=tag + (f"-seed{seed}" if seed else ""))
+    tag = data_tag + (f"-seed{seed}" if seed else "")
+    return replace(profile, base=base, seeds=seeds, tag=tag, data_tag=data_tag)
 
 
 def slug(dataset: str) -> str:

@@ -8,8 +8,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from companion import errors
-from companion.errors import CompanionError, whole
+from companion.errors import CompanionError, positive, whole
 from companion.similarity import Similarity
 
 _EMBEDDINGS = ("u", "v", "z", "queue")
@@ -18,7 +17,7 @@ _checking = ContextVar("checking", default=True)
 
 @contextlib.contextmanager
 def unchecked():
-    """Losses called inside do not check what tensors hold: embeddings, labels, and hyperparameters that are tensors.
+    """Losses called inside do not check tensors: embeddings, labels, and hyperparameters that are tensors.
 
     For where nothing may look at values, as under :func:`torch.func.vmap`, and for loops whose input is checked
     already: every look makes a GPU wait. Plain numbers are checked even so.
@@ -80,34 +79,21 @@ def check_queue(queue: Tensor, u: Tensor) -> None:
         )
 
 
-def positive(value, what: str, *, zero: bool = False) -> None:
-    """:func:`companion.errors.positive` of a number, or of every number in a tensor, unless :func:`unchecked`."""
-    for x in _extremes(value):
-        errors.positive(x, what, zero=zero)
+not_negative = functools.partial(positive, zero=True)
 
 
-def number(value, what: str) -> None:
-    """:func:`companion.errors.number` of a number, or of every number in a tensor, unless :func:`unchecked`."""
-    for x in _extremes(value):
-        errors.number(x, what)
-
-
-def _extremes(value) -> list:
-    """What to check of a hyperparameter: itself, or the least and the greatest number in a tensor; NaN counts as both."""
-    if not isinstance(value, Tensor):
-        return [value]
-    return torch.stack(value.detach().aminmax()).tolist() if _checking.get() else []
-
-
-def loss(function):
-    """Make a formula a public loss.
+def loss(function=None, **checks):
+    """Make a formula a public loss, as ``@loss``, or ``@loss(margin=number)`` to check hyperparameters by that name.
 
     The decorated function may rely on this: its embeddings (`u`, `v`, `z`, `queue`) and labels (`y`) are sound; all
-    embeddings have one dtype, float32 or float64; autocast is off; `temperature` is positive; `similarity` is a
-    :class:`~companion.similarity.Similarity`; `tile` is None or a positive whole number. It checks its other
-    hyperparameters itself, by :func:`positive` and :func:`number`. Inside :func:`unchecked` nothing looks at the values
-    of tensors.
+    embeddings have one dtype, float32 or float64; autocast is off; `temperature` is positive; a hyperparameter with a
+    check of :mod:`companion.errors` has passed it, if it is a tensor then in every entry; `similarity` is a
+    :class:`~companion.similarity.Similarity`; `tile` is None or a positive whole number. Inside :func:`unchecked`
+    nothing has looked at the values of tensors.
     """
+    if function is None:
+        return functools.partial(loss, **checks)
+    checks = {"temperature": positive, **checks}
     signature = inspect.signature(function)
 
     @functools.wraps(function)
@@ -115,8 +101,9 @@ def loss(function):
         arguments = signature.bind(*args, **kwargs).arguments
         if _checking.get():
             _check(arguments)
-        if "temperature" in arguments:
-            positive(arguments["temperature"], "temperature")
+        for name, check in checks.items():
+            for value in _numbers(arguments[name]) if name in arguments else ():
+                check(value, name)
         if arguments.get("tile") is not None:
             whole(arguments["tile"], "tile", least=1)
         if "similarity" in arguments:
@@ -141,6 +128,16 @@ def _check(arguments: dict) -> None:
         check_labels(arguments["y"], arguments["z"])
     if queued:
         check_queue(arguments["queue"], arguments["u"])
+
+
+def _numbers(hyperparameter) -> list:
+    """What to check: a number itself; of a tensor the least and the greatest entry, which are NaN if one is."""
+    if not isinstance(hyperparameter, Tensor):
+        return [hyperparameter]
+    if not _checking.get():
+        return []
+    entries = hyperparameter.detach()
+    return torch.stack(entries.aminmax()).tolist() if entries.numel() else [entries.tolist()]
 
 
 def _similarity(similarity) -> Similarity:

@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
-from companion.losses._inputs import loss, number, positive
+from companion.errors import number, positive
+from companion.losses._inputs import loss
 from companion.losses._pairs import SameInstance, log1p_exp, total
 from companion.similarity import cosine
 
 
-@loss
+@loss(scale=positive, bias=number)
 def siglip(
     u: Tensor,
     v: Tensor,
@@ -39,8 +40,6 @@ def siglip(
         CompanionError: if the embeddings are not two finite (n, d) views with n >= 2, t is not positive, or the bias
             not finite.
     """
-    positive(scale, "scale")
-    number(bias, "bias")
     attract = log1p_exp(-(scale * similarity.paired(u, v) + bias)).mean()
     learned = [torch.as_tensor(x, dtype=u.dtype, device=u.device) for x in (scale, bias)]
     repel = _negatives(lambda s, t, b: log1p_exp(t * s + b), u, v, within_view, similarity, tile, learned)

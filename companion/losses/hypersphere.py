@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from companion.losses._inputs import loss, positive
+from companion.errors import positive
+from companion.losses._inputs import loss, not_negative
 from companion.losses._pairs import SameInstance, log_sum_exp
 from companion.similarity import cosine
 
 
-@loss
+@loss(alpha=positive)
 def align(u: Tensor, v: Tensor, *, alpha: float = 2) -> Tensor:
     """Alignment (Wang & Isola 2020, Eq. 4): mean of ‖u_i - v_i‖₂^α over positive pairs, embeddings L2-normalised.
 
@@ -26,11 +27,10 @@ def align(u: Tensor, v: Tensor, *, alpha: float = 2) -> Tensor:
     Raises:
         CompanionError: if the embeddings are not two finite (n, d) views, or α is not positive.
     """
-    positive(alpha, "alpha")
     return (F.normalize(u, dim=1) - F.normalize(v, dim=1)).norm(dim=1).pow(alpha).mean()
 
 
-@loss
+@loss(t=positive)
 def uniform(z: Tensor, *, t: float = 2, tile: int | None = None) -> Tensor:
     """Uniformity (Wang & Isola 2020, Eq. 5): log of the mean of exp(-t‖z_i - z_j‖²) over pairs i < j, L2-normalised.
 
@@ -45,7 +45,6 @@ def uniform(z: Tensor, *, t: float = 2, tile: int | None = None) -> Tensor:
     Raises:
         CompanionError: if ``z`` is not (n, d), finite, with n >= 2, or t is not positive.
     """
-    positive(t, "t")
     n = len(z)
     if tile is not None:  # -t‖z_i - z_j‖² = 2t z_iᵀz_j - 2t
         return (
@@ -57,7 +56,7 @@ def uniform(z: Tensor, *, t: float = 2, tile: int | None = None) -> Tensor:
     return (-t * squared).logsumexp(dim=0) - math.log(len(squared))
 
 
-@loss
+@loss(weight=not_negative)
 def align_uniform(
     u: Tensor, v: Tensor, *, weight: float = 1, alpha: float = 2, t: float = 2, tile: int | None = None
 ) -> Tensor:
@@ -76,5 +75,4 @@ def align_uniform(
     Raises:
         CompanionError: as its two parts, or if λ is negative.
     """
-    positive(weight, "weight", zero=True)
     return align(u, v, alpha=alpha) + weight * (uniform(u, t=t, tile=tile) + uniform(v, t=t, tile=tile)) / 2

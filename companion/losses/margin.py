@@ -7,12 +7,13 @@ similarities. Margins are in units of the similarity: with Euclidean similarity,
 import torch
 from torch import Tensor
 
-from companion.losses._inputs import loss, number, positive
+from companion.errors import number
+from companion.losses._inputs import loss, not_negative
 from companion.losses._pairs import NoPositive, SameLabel
 from companion.similarity import cosine
 
 
-@loss
+@loss(margin=number)
 def contrastive_margin(z: Tensor, y: Tensor, *, margin: float, similarity=cosine) -> Tensor:
     """The original contrastive loss (Chopra et al. 2005): -s for a positive pair, max(0, s - margin) for a negative.
 
@@ -31,12 +32,11 @@ def contrastive_margin(z: Tensor, y: Tensor, *, margin: float, similarity=cosine
     Raises:
         CompanionError: if z is not (n, d), finite, with n >= 2, y not its labels, or the margin not finite.
     """
-    number(margin, "margin")
     s, same, different = _compare(z, y, similarity)  # (n, n)
     return _mean(torch.where(same, -s, (s - margin).relu()), same | different)
 
 
-@loss
+@loss(margin=not_negative)
 def triplet(z: Tensor, y: Tensor, *, margin: float, similarity=cosine) -> Tensor:
     """Triplet loss (Schroff et al. 2015, Eq. 2): max(0, s⁻ - s⁺ + margin) over all triplets of anchor, s⁺ and s⁻.
 
@@ -52,13 +52,12 @@ def triplet(z: Tensor, y: Tensor, *, margin: float, similarity=cosine) -> Tensor
     Raises:
         CompanionError: as :func:`contrastive_margin`, or for a negative margin.
     """
-    positive(margin, "margin", zero=True)
     s, same, different = _compare(z, y, similarity)
     anchor, other = same.nonzero(as_tuple=True)  # (p,) each: the p positive pairs
     return _mean((s[anchor] - s[anchor, other, None] + margin).relu(), different[anchor])  # of (p, n)
 
 
-@loss
+@loss(margin=not_negative)
 def lifted(z: Tensor, y: Tensor, *, margin: float, similarity=cosine) -> Tensor:
     """Lifted structured loss (Oh Song et al. 2016, Eq. 3): a positive pair against the hardest negative of either end.
 
@@ -76,14 +75,13 @@ def lifted(z: Tensor, y: Tensor, *, margin: float, similarity=cosine) -> Tensor:
     Raises:
         CompanionError: as :func:`triplet`.
     """
-    positive(margin, "margin", zero=True)
     s, same, different = _compare(z, y, similarity)
     hardest = s.masked_fill(~different, -torch.inf).amax(dim=1)  # (n,)
     of_either = torch.maximum(hardest[:, None], hardest)  # (n, n)
     return _mean((of_either - s + margin).relu(), same & different.any(dim=1, keepdim=True))
 
 
-@loss
+@loss(margin=not_negative)
 def batch_hard(z: Tensor, y: Tensor, *, margin: float, similarity=cosine) -> Tensor:
     """Batch hard (Hermans et al. 2017, Eq. 5): the triplet of an anchor's least similar positive and hardest negative.
 
@@ -99,7 +97,6 @@ def batch_hard(z: Tensor, y: Tensor, *, margin: float, similarity=cosine) -> Ten
     Raises:
         CompanionError: as :func:`triplet`.
     """
-    positive(margin, "margin", zero=True)
     s, same, different = _compare(z, y, similarity)
     least = s.masked_fill(~same, torch.inf).amin(dim=1)  # (n,)
     hardest = s.masked_fill(~different, -torch.inf).amax(dim=1)  # (n,)

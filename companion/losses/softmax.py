@@ -9,9 +9,9 @@ import math
 import torch
 from torch import Tensor
 
-from companion.errors import CompanionError, choose, whole
+from companion.errors import CompanionError, choose, positive, whole
 from companion.losses import tiled
-from companion.losses._inputs import loss, positive
+from companion.losses._inputs import loss, not_negative
 from companion.losses._pairs import SameInstance, log1p_exp, log_sum_exp, log_sum_exp_both_ways, total
 from companion.similarity import cosine
 
@@ -116,7 +116,7 @@ def dcl(u: Tensor, v: Tensor, *, temperature: float, similarity=cosine, tile: in
     return (negatives - positives).mean()
 
 
-@loss
+@loss(sigma=positive)
 def dclw(
     u: Tensor, v: Tensor, *, temperature: float, sigma: float = 0.5, similarity=cosine, tile: int | None = None
 ) -> Tensor:
@@ -137,7 +137,6 @@ def dclw(
     Raises:
         CompanionError: as :func:`info_nce`, or if σ is not positive.
     """
-    positive(sigma, "sigma")
     negatives, positives = _all_negatives(u, v, temperature, similarity, tile)
     weights = 2 - len(u) * (similarity.paired(u, v).detach() / sigma).softmax(dim=0)  # (n,)
     return (negatives - weights.repeat(2) * positives).mean()
@@ -195,7 +194,7 @@ def hard_contrastive(
     return log1p_exp(negatives - positives).mean()
 
 
-@loss
+@loss(weight=not_negative)
 def simple(
     u: Tensor, v: Tensor, *, weight: float, keep: int | None = None, similarity=cosine, tile: int | None = None
 ) -> Tensor:
@@ -214,7 +213,6 @@ def simple(
     Raises:
         CompanionError: if the embeddings are not two finite views, λ is negative, or `keep` is outside 1 … n - 1.
     """
-    positive(weight, "weight", zero=True)
     if keep is None:
         negatives = total(lambda s: s, u, v, similarity, SameInstance(len(u)), tile=tile)
     else:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from companion.losses._inputs import loss, positive
+from companion.losses._inputs import loss, not_negative
 from companion.losses._pairs import NoPositive, SameInstance, SameLabel, log_sum_exp, total
 from companion.similarity import cosine
 
@@ -52,7 +52,7 @@ def sincere(z: Tensor, y: Tensor, *, temperature: float, similarity=cosine, tile
     return eps_sup_info_nce(z, y, temperature=temperature, epsilon=0, similarity=similarity, tile=tile)
 
 
-@loss
+@loss(epsilon=not_negative)
 def eps_sup_info_nce(
     z: Tensor, y: Tensor, *, temperature: float, epsilon: float = 0.25, similarity=cosine, tile: int | None = None
 ) -> Tensor:
@@ -73,7 +73,6 @@ def eps_sup_info_nce(
     Raises:
         CompanionError: as :func:`sup_con`, or if ε is negative.
     """
-    positive(epsilon, "epsilon", zero=True)
     negatives = log_sum_exp(z, z, temperature, similarity, SameLabel(y), tile)  # (n,); -∞ without other classes
     learned = [torch.as_tensor(x, dtype=z.dtype, device=z.device) for x in (temperature, -epsilon)]
 

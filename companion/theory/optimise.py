@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from companion.errors import CompanionError, choose, positive, whole
-from companion.losses._inputs import unchecked
+from companion.errors import CompanionError, choose, number, positive, whole
+from companion.losses import unchecked
 from companion.theory.exact import batch_count, moments
 
 METHODS = ("lbfgs", "adam")
 PARTITIONS = ("fixed", "reshuffled")
+SCHEDULES = ("cosine", "constant")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,7 @@ def optimise(
     method: str = "lbfgs",
     steps: int = 500,
     learning_rate: float = 0.05,
+    schedule: str = "cosine",
     record: int = 20,
     frames: bool = False,
 ) -> Trajectory:
@@ -57,21 +59,24 @@ def optimise(
         seeds: of the start, uniform on the sphere, and of the reshuffling.
         given: hyperparameters of the loss over a grid: numbers or tensors that broadcast to its shape.
         trained: the same for hyperparameters that are trained along, with their first values.
-        method: ``lbfgs`` with a strong Wolfe line search, for exact optima or ``adam``, for paths that
-            resemble training; its rate falls to 0 along a cosine.
+        method: ``lbfgs``, with a backtracking line search, for exact optima; or ``adam``, for paths that resemble
+            training.
         steps: number of iterations; L-BFGS ends sooner once nothing moves.
         learning_rate: of Adam.
+        schedule: of Adam's rate: ``cosine``, which falls to 0, or ``constant``.
         record: how often to record, evenly spread, beside the start.
         frames: keep the embeddings of every record, not of the end alone.
 
     Raises:
-        CompanionError: for sizes that do not fit, an unknown method or partition, L-BFGS on a reshuffled partition,
-            hyperparameters that do not broadcast, or a loss that leaves the finite numbers.
+        CompanionError: for sizes that do not fit, an unknown method, partition or schedule, L-BFGS on a reshuffled
+            partition, hyperparameters that do not broadcast, or that the loss refuses at any point of the grid, or a loss that
+            leaves the finite numbers.
     """
     choose(method, METHODS, "method")
     whole(steps, "steps", least=1)
     interval = max(1, steps // whole(record, "record", least=1))
     positive(learning_rate, "learning_rate")
+    choose(schedule, SCHEDULES, "schedule")
     if choose(partition, PARTITIONS, "partition") == "reshuffled" and method == "lbfgs":
         raise CompanionError("L-BFGS needs a loss that stays the same: use method='adam' with a reshuffled partition.")
     problem = _Problem(loss, n, d, m, list(seeds), given or {}, trained or {}, partition == "reshuffled")
@@ -91,7 +96,7 @@ def optimise(
     if method == "lbfgs":
         _lbfgs(problem, steps, interval, note)
     else:
-        _adam(problem, steps, interval, note, learning_rate)
+        _adam(problem, steps, interval, note, learning_rate, schedule)
 
     def series(name: str) -> Tensor:
         return torch.stack([r[name].unflatten(0, problem.shape) for r in records if name in r])
@@ -111,21 +116,21 @@ class _Problem:
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         views = torch.stack([torch.randn(2, n, d, dtype=torch.float64, generator=g) for g in self.generators])
         self.shape, hyperparameters = _broadcast(len(seeds), {**given, **trained})
-        first = {name: value[0] for name, value in hyperparameters.items()}
         self.points = self.shape[1:].numel()  # of the grid
-        self.trained = list(trained)
-        moving = [hyperparameters.pop(name)[:, None] for name in trained]
-        self.given = hyperparameters
-        views = normalize(views, dim=-1).repeat_interleave(self.points, dim=0)  # (runs, 2, n, d)
-        self.start = torch.cat([views.flatten(1), *moving], dim=1)  # (runs, p)
-        self.reshuffled, self.orders = reshuffled, torch.arange(n).expand(len(seeds), n)
-        self.shuffle()
 
         def of_batch(pair: Tensor, values: dict[str, Tensor]) -> Tensor:  # (2, m, d) → ()
             return loss(pair[0], pair[1], **values)
 
+        views = normalize(views, dim=-1)  # (seeds, 2, n, d)
+        for point in range(self.points):  # once with the loss's own checks
+            of_batch(views[0, :, : n // self.batches], {name: x[point] for name, x in hyperparameters.items()})
         self.of_batches = torch.func.vmap(torch.func.vmap(of_batch, in_dims=(0, None)))
-        of_batch(views[0, :, : n // self.batches], first)  # once with its checks
+        self.trained = list(trained)
+        moving = [hyperparameters.pop(name)[:, None] for name in trained]
+        self.given = hyperparameters
+        self.start = torch.cat([views.flatten(1).repeat_interleave(self.points, dim=0), *moving], dim=1)  # (runs, p)
+        self.reshuffled, self.orders = reshuffled, torch.arange(n).expand(len(seeds), n)
+        self.shuffle()
 
     def shuffle(self) -> None:
         """Draw new batches, if the partition is not fixed; each seed has its own."""
@@ -155,7 +160,9 @@ class _Problem:
 def _lbfgs(problem: _Problem, steps: int, interval: int, note, *, memory: int = 20) -> None:
     """L-BFGS with a backtracking line search (Nocedal & Wright, Algorithms 7.4 and 3.1), each run on its own.
 
-    torch.optim.LBFGS would give all runs one step length and one memory, so that a stiff run holds up the others.
+    torch.optim.LBFGS would give all runs one step length and one memory, so that a stiff run holds up the others;
+    SciPy's L-BFGS-B takes one run at a time, four times as slow on the grids of the course. A step must lower the loss
+    enough (Armijo). Wolfe's curvature condition is not asked for: a step along which the slope falls is not remembered.
     """
 
     def evaluate(x: Tensor, runs: Tensor) -> tuple[Tensor, Tensor]:  # → (runs, 1), (runs, p)
@@ -183,10 +190,8 @@ def _lbfgs(problem: _Problem, steps: int, interval: int, note, *, memory: int = 
             good = s[lower]
             move[good], change[good] = trial[lower], (new_gradient - gradient[s])[lower]
             value[good] = new_value[lower]
-            parabola = -slope / (
-                2 * (new_value - before[s] - slope)
-            )  # the minimum of the parabola through what is known
-            length[s] = length[s] * parabola.nan_to_num(0.5).clamp(0.1, 0.5)
+            shrink = -slope / (2 * (new_value - before[s] - slope))  # to the least point of the parabola so far
+            length[s] = length[s] * shrink.nan_to_num(0.5).clamp(0.1, 0.5)
             searching = s[~lower]
             if not len(searching):
                 break
@@ -220,16 +225,17 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(dim=1, keepdim=True)
 
 
-def _adam(problem: _Problem, steps: int, interval: int, note, learning_rate: float) -> None:
+def _adam(problem: _Problem, steps: int, interval: int, note, learning_rate: float, schedule: str) -> None:
     x, runs = problem.start.clone().requires_grad_(), torch.arange(len(problem.start))
     optimiser = torch.optim.Adam([x], lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    rates = torch.optim.lr_scheduler
+    falling = rates.CosineAnnealingLR(optimiser, steps) if schedule == "cosine" else rates.ConstantLR(optimiser, 1.0)
     for step in range(1, steps + 1):
         problem.shuffle()
         optimiser.zero_grad()
         problem(x, runs).sum().backward()
         optimiser.step()
-        schedule.step()
+        falling.step()
         with torch.no_grad():
             x.copy_(problem.project(x))  # or their growing length would slow the embeddings down
         if step % interval == 0 or step == steps:
@@ -245,7 +251,7 @@ def _broadcast(seeds: int, hyperparameters: Mapping) -> tuple[torch.Size, dict[s
         shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in tensors.items())
         raise CompanionError(f"The hyperparameters have shapes {shapes}: expected shapes that broadcast.") from None
     for name, x in tensors.items():
-        if not torch.isfinite(x).all():
-            raise CompanionError(f"{name} is {x.tolist()}: expected finite numbers.")
+        for value in x.flatten().tolist():
+            number(value, name)
     shape = torch.Size((seeds, *grid))
     return shape, {name: x.detach().expand(shape).flatten().clone() for name, x in tensors.items()}

@@ -61,7 +61,7 @@ class Config(Settings):
     seed: int = 0
 
     def validate(self):
-        if not (self.dataset.startswith("imagefolder:") and self.dataset.partition(":")[2]):
+        if not (str(self.dataset).startswith("imagefolder:") and self.dataset.partition(":")[2]):
             choose(self.dataset, DATASETS, "data set")
             if self.storage == "files":
                 raise CompanionError(f"storage is 'files' and dataset {self.dataset!r}: expected an imagefolder:PATH.")
@@ -99,14 +99,15 @@ class Config(Settings):
             CompanionError: for a name that is none of these, or a value outside its range.
         """
         own = {f.name for f in fields(self)}
-        nested = {part: {f.name for f in fields(changes.get(part, getattr(self, part)))} for part in _NESTED}
+        parts = {part: changes.get(part, getattr(self, part)) for part in _NESTED}
+        nested = {part: {f.name for f in fields(s)} if isinstance(s, Settings) else () for part, s in parts.items()}
         for name in changes:
             choose(name, [*own, *nested["augmentation"], *nested["method"]], "parameter")
         values = {name: value for name, value in changes.items() if name in own}
         for part, names in nested.items():
             of_part = {name: value for name, value in changes.items() if name in names}
             if of_part:
-                values[part] = values.get(part, getattr(self, part)).replace(**of_part)
+                values[part] = parts[part].replace(**of_part)
         return super().replace(**values)
 
     def flat(self) -> dict:
@@ -143,8 +144,8 @@ def from_json(text: str) -> Config:
             "augmentation": from_dict(values.pop("augmentation"), AUGMENTATIONS, "augmentation"),
             "method": from_dict(values.pop("method"), METHODS, "method"),
         }
-    except (ValueError, KeyError, AttributeError) as error:
-        raise CompanionError(f"{text[:80]!r} is not the description of a run: {error}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CompanionError(f"{str(text)[:80]!r} is not the description of a run: {error}.") from error
     for name in values:
-        choose(name, Config.__dataclass_fields__, "parameter")
+        choose(name, [f.name for f in fields(Config)], "parameter")
     return Config(**values, **parts)

@@ -101,7 +101,8 @@ def load(name: str, *, image_size: int, n_train: int, n_validation: int = 0, sto
     Args:
         name: one of :data:`companion.training.config.DATASETS`. ``imagefolder:PATH`` is a tree
             ``PATH/train/<class>/*``, ``PATH/test/<class>/*``; a relative PATH is also looked for below the data
-        folders. image_size: pixels a side; images are resized so and centre-cropped to a square.
+            folders.
+        image_size: pixels a side; images are resized so and centre-cropped to a square.
         n_train: images to train on.
         n_validation: images to hold out of them.
         storage: ``memory``, or ``files`` to leave an image folder on the disk.
@@ -230,7 +231,7 @@ def _load_eurosat(image_size: int) -> tuple[Split, Split]:
     test = torch.zeros(len(files), dtype=torch.bool)
     for label in labels.unique():
         members = torch.where(labels == label)[0]
-        last = np.argsort(hashes[members.numpy()])[-(len(members) // EUROSAT_TEST) :]
+        last = np.argsort(hashes[members.numpy()])[len(members) - len(members) // EUROSAT_TEST :]
         test[members[torch.from_numpy(last)]] = True
     whole = FileSplit(files, labels, image_size)
     return _in_memory(tuple(whole.subset(torch.where(part)[0]) for part in (~test, test)), f"eurosat-{image_size}")

@@ -1,6 +1,7 @@
 """Frozen descriptions with a canonical form: two that mean the same are equal and have one key."""
 
 import dataclasses
+import numbers
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ class Settings:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type in (float, "float") and isinstance(value, int) and not isinstance(value, bool):
+            if field.type in (float, "float") and isinstance(value, numbers.Real) and not isinstance(value, bool):
                 object.__setattr__(self, field.name, float(value))
         self.validate()
 
@@ -33,7 +34,7 @@ class Settings:
             CompanionError: for a name that is no field, or a value outside its range.
         """
         for name in changes:
-            choose(name, self.__dataclass_fields__, "parameter")
+            choose(name, [f.name for f in dataclasses.fields(self)], "parameter")
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict:
@@ -60,5 +61,5 @@ def from_dict(values: dict, registry: dict[str, type[Settings]], what: str) -> S
     cls = registry[choose(values["name"], registry, what)]
     arguments = {name: value for name, value in values.items() if name != "name"}
     for name in arguments:
-        choose(name, cls.__dataclass_fields__, f"argument of {what} {values['name']!r}")
+        choose(name, [f.name for f in dataclasses.fields(cls)], f"argument of {what} {values['name']!r}")
     return cls(**arguments)

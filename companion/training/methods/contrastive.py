@@ -35,8 +35,10 @@ class Contrastive(Settings):
         positive(self.temperature, "temperature")
         positive(self.vrns, "vrns", zero=True)
         number(self.bias, "bias")
-        if self.heads not in (1, 2):
+        if self.heads not in (1, 2) or type(self.heads) is not int:
             raise CompanionError(f"heads is {self.heads!r}: expected 1, a projector for both views, or 2.")
+        if not isinstance(self.within_view, bool):
+            raise CompanionError(f"within_view is {self.within_view!r}: expected True or False.")
         if self.within_view and self.loss not in WITHIN_VIEW:
             raise CompanionError(
                 f"within_view makes no difference to {self.loss!r}: it is for {', '.join(WITHIN_VIEW)}."
