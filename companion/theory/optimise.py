@@ -69,8 +69,8 @@ def optimise(
 
     Raises:
         CompanionError: for sizes that do not fit, an unknown method, partition or schedule, L-BFGS on a reshuffled
-            partition, hyperparameters that do not broadcast, or that the loss refuses at any point of the grid, or a loss that
-            leaves the finite numbers.
+            partition, hyperparameters that do not broadcast, or that the loss refuses at any point of the grid, or a
+            loss that leaves the finite numbers.
     """
     choose(method, METHODS, "method")
     whole(steps, "steps", least=1)

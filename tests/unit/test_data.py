@@ -1,83 +1,232 @@
+"""Data sets: the embedded one, torchvision's, EuroSAT whole, and folders of images, in memory and in files."""
+
 import gzip
 import hashlib
 import pickle
+import re
 import struct
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
 from PIL import Image
 
-from companion import data, paths
-from companion.config import EMBEDDED
+from companion import paths
 from companion.errors import CompanionError
+from companion.training import data
+from companion.training.config import EMBEDDED
+
+FILE = paths.ROOT / "data" / "eurosat-subset.jpg"
+README = (paths.ROOT / "data" / "README.md").read_text()
 
 
 @pytest.fixture(autouse=True)
-def _nothing_remembered():
-    data._load_whole.cache_clear()
-    data.identity.cache_clear()
-    yield
-    data._load_whole.cache_clear()
-    data.identity.cache_clear()
+def _nothing_remembered(forget):
+    pass
 
 
-SCRIPT = paths.ROOT / "data" / "build_fashion_mnist_subset.py"
-
-
-def test_embedded_subset_is_balanced_and_its_file_the_documented_one():
-    loaded = data.load(EMBEDDED, image_size=28, n_train=10_000)
-    assert loaded.train.images.shape == (10_000, 1, 28, 28)
-    assert loaded.test.images.shape == (2_000, 1, 28, 28)
-    assert loaded.train.images.dtype == torch.uint8
-    assert loaded.train.labels.bincount().tolist() == [1000] * 10
-    assert loaded.test.labels.bincount().tolist() == [200] * 10
-    path = paths.ROOT / "data" / "fashion-mnist-subset.npz"
-    assert path.stat().st_size <= 6e6
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+def test_the_embedded_file_is_the_documented_one():
+    packed = FILE.read_bytes()
+    assert len(packed) <= 6e6
+    digest = hashlib.sha256(packed).hexdigest()
     assert digest == data._EMBEDDED_SHA256
-    assert digest in (paths.ROOT / "data" / "README.md").read_text()
+    assert f"{digest}  {FILE.name} ({len(packed):,} bytes)" in README
+
+
+def test_the_embedded_images_are_those_that_the_readme_reads(monkeypatch):
+    """Its three lines of NumPy are another reader of the file."""
+    lines = re.findall(r"^    ((?:tiles|train).*)$", README, re.M)
+    assert len(lines) == 3
+    names = {"np": np, "Image": Image}
+    monkeypatch.chdir(paths.ROOT)
+    exec("\n".join(lines), names)
+    loaded = data.load(EMBEDDED, image_size=32, n_train=8000)
+    for split, tiles, count in ((loaded.train, names["train"], 800), (loaded.test, names["test"], 200)):
+        assert split.images.dtype == torch.uint8
+        assert split.images.shape == (10 * count, 3, 32, 32)
+        assert split.labels.tolist() == [label for label in range(10) for _ in range(count)]
+        assert (split.images.numpy() == tiles.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)).all()
 
 
 def test_splits_are_balanced_and_share_no_image():
-    loaded = data.load(EMBEDDED, image_size=14, n_train=3000, n_validation=2000)
-    assert loaded.train.images.shape == (3000, 1, 14, 14)
+    loaded = data.load(EMBEDDED, image_size=32, n_train=3000, n_validation=2000)
     assert loaded.train.labels.bincount().tolist() == [300] * 10
     assert loaded.validation.labels.bincount().tolist() == [200] * 10
-    rows = {image.numpy().tobytes() for image in loaded.train.images}
-    assert len(rows) > 2990  # a few images of the data set are the same at 14×14
-    assert sum(image.numpy().tobytes() in rows for image in loaded.validation.images) <= 5
+    assert loaded.test.labels.bincount().tolist() == [200] * 10
+    seen = [{image.numpy().tobytes() for image in split.images} for split in (loaded.train, loaded.validation)]
+    assert not seen[0] & seen[1]
+    assert len(seen[0]) > 2990  # a patch of open water may look like another
+    assert not seen[0] & {image.numpy().tobytes() for image in loaded.test.images}
 
 
-def test_resizing_keeps_the_mean_of_the_image():
-    large = data.load(EMBEDDED, image_size=28, n_train=100).train.images.float().mean(dim=(1, 2, 3))
-    small = data.load(EMBEDDED, image_size=14, n_train=100).train.images.float().mean(dim=(1, 2, 3))
-    assert (large - small).abs().max() < 4  # of 255: halving by antialiased interpolation is nearly averaging
+def test_the_cut_is_the_same_every_time():
+    once, again = (data.load(EMBEDDED, image_size=8, n_train=200, n_validation=100) for _ in range(2))
+    for name in ("train", "validation"):
+        assert torch.equal(getattr(once, name).images, getattr(again, name).images)
 
 
-def test_too_many_images_and_unknown_names():
-    with pytest.raises(CompanionError, match="has 10,000 training images; 9,000 to train on and 2,000 for validation"):
-        data.load(EMBEDDED, image_size=28, n_train=9_000, n_validation=2_000)
-    with pytest.raises(CompanionError, match=r"Unknown data set 'cifar-10'.*Did you mean 'cifar10'"):
-        data.load("cifar-10", image_size=32, n_train=10)
-    with pytest.raises(CompanionError, match="Did you mean 'imagefolder:PATH'"):
-        data.load("imagefolder:", image_size=32, n_train=10)
-    with pytest.raises(CompanionError, match="with every class in proportion"):
-        data.load(EMBEDDED, image_size=28, n_train=5)
+def test_resizing_is_pillows():
+    large = data.load(EMBEDDED, image_size=32, n_train=100).train.images
+    small = data.load(EMBEDDED, image_size=16, n_train=100).train.images
+    for before, after in zip(large, small, strict=True):
+        image = Image.fromarray(before.permute(1, 2, 0).numpy()).resize((16, 16), Image.Resampling.BILINEAR)
+        assert np.abs(np.asarray(image).astype(int) - after.permute(1, 2, 0).numpy()).max() <= 1
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
-def test_damaged_or_missing_embedded_file(damage, tmp_path, monkeypatch):
-    good = (paths.ROOT / "data" / "fashion-mnist-subset.npz").read_bytes()
-    bad = {"truncate": good[: len(good) // 2], "flip": good[:1000] + b"\0\0\0\0" + good[1004:], "remove": None}[damage]
+@pytest.mark.parametrize(
+    ("name", "numbers", "expected"),
+    [
+        (EMBEDDED, {"n_train": 7_000, "n_validation": 2_000},
+         "has 8,000 training images; 7,000 to train on and 2,000 for validation were asked for: lower"),
+        (EMBEDDED, {"n_train": 5}, "with every class in proportion"),
+        ("cifar-10", {"n_train": 10}, r"Unknown data set 'cifar-10'.*Did you mean 'cifar10'"),
+        ("imagefolder:", {"n_train": 10}, "Did you mean 'imagefolder:PATH'"),
+    ],
+)  # fmt: skip
+def test_too_many_or_too_few_images_and_unknown_names(name, numbers, expected):
+    with pytest.raises(CompanionError, match=expected):
+        data.load(name, image_size=32, **numbers)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "one byte", "empty", "missing"])
+def test_a_damaged_or_missing_embedded_file(damage, tmp_path, monkeypatch):
+    good = FILE.read_bytes()
+    bad = {
+        "truncated": good[: len(good) // 2],
+        "one byte": good[:100_000] + bytes([good[100_000] ^ 1]) + good[100_001:],
+        "empty": b"",
+    }.get(damage)
     if bad is not None:
-        (tmp_path / "fashion-mnist-subset.npz").write_bytes(bad)
+        (tmp_path / FILE.name).write_bytes(bad)
     monkeypatch.setattr(paths, "data_roots", lambda: [tmp_path])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CompanionError, match="found in none of" if bad is None else "is damaged"):
-        data.load(EMBEDDED, image_size=28, n_train=10_000)
+    with pytest.raises(
+        CompanionError, match=r"is damaged.*Restore" if bad is not None else r"found in none of.*Restore"
+    ):
+        data.load(EMBEDDED, image_size=32, n_train=8000)
+
+
+# ---- torchvision's data sets, from files in their official formats ---------------------------------------------------
+
+
+def write_idx(path, array):
+    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+    path.write_bytes(header + array.tobytes())
+    with gzip.open(f"{path}.gz", "wb") as file:
+        file.write(path.read_bytes())
+
+
+def test_torchvision_fashion_mnist_from_files_that_are_there(tmp_path, monkeypatch):
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    images, labels = generator.integers(256, size=(30, 28, 28), dtype=np.uint8), np.arange(30, dtype=np.uint8) % 10
+    for split in ("train", "t10k"):
+        write_idx(raw / f"{split}-images-idx3-ubyte", images)
+        write_idx(raw / f"{split}-labels-idx1-ubyte", labels)
+    monkeypatch.setenv("CONTRASTIVE_DATA", str(tmp_path))
+    loaded = data.load("fashion-mnist", image_size=28, n_train=30)
+    assert loaded.train.images.shape == (30, 1, 28, 28)
+    assert (loaded.train.images[:, 0].numpy() == images).all()
+    assert (loaded.test.labels.numpy() == labels).all()
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_torchvision_cifar_from_files_that_are_there(name, tmp_path, monkeypatch):
+    source = data._TORCHVISION[name][0]
+    folder = tmp_path / source.base_folder
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(256, size=(20, 3, 32, 32), dtype=np.uint8)
+    key = "labels" if name == "cifar10" else "fine_labels"
+    batch = pickle.dumps({"data": pixels.reshape(20, -1), key: list(range(10)) * 2})
+    for file, _ in source.train_list + source.test_list:
+        (folder / file).write_bytes(batch)
+    (folder / source.meta["filename"]).write_bytes(pickle.dumps({source.meta["key"]: ["class"] * 10}))
+    monkeypatch.setattr(source, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    monkeypatch.setenv("CONTRASTIVE_DATA", str(tmp_path))
+    loaded = data.load(name, image_size=32, n_train=20 * len(source.train_list))
+    assert (loaded.train.images[:20].numpy() == pixels).all()
+    assert (loaded.test.images.numpy() == pixels).all()
+    assert loaded.test.labels.tolist() == list(range(10)) * 2
+
+
+def test_torchvision_svhn_from_files_that_are_there(tmp_path, monkeypatch):
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(256, size=(32, 32, 3, 20), dtype=np.uint8)
+    for split in ("train", "test"):
+        scipy.io.savemat(tmp_path / f"{split}_32x32.mat", {"X": pixels, "y": np.arange(20)[:, None] % 10 + 1})
+    monkeypatch.setattr(data._TORCHVISION["svhn"][0], "_check_integrity", lambda self: True)
+    monkeypatch.setenv("CONTRASTIVE_DATA", str(tmp_path))
+    loaded = data.load("svhn", image_size=32, n_train=20)
+    assert (loaded.train.images.numpy() == pixels.transpose(3, 2, 0, 1)).all()
+    assert loaded.test.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0] * 2  # the digit 0 is stored as 10
+
+
+def test_torchvision_stl10_from_files_that_are_there(tmp_path, monkeypatch):
+    folder = tmp_path / "stl10_binary"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(256, size=(12, 3, 96, 96), dtype=np.uint8)  # channel, row, column
+    for split in ("train", "test"):
+        (folder / f"{split}_X.bin").write_bytes(pixels.transpose(0, 1, 3, 2).tobytes())  # stored column by column
+        (folder / f"{split}_y.bin").write_bytes((np.arange(12) % 3 + 1).astype(np.uint8).tobytes())
+    (folder / "class_names.txt").write_text("a\nb\nc\n")
+    monkeypatch.setattr(data._TORCHVISION["stl10"][0], "_check_integrity", lambda self: True)
+    monkeypatch.setenv("CONTRASTIVE_DATA", str(tmp_path))
+    loaded = data.load("stl10", image_size=96, n_train=12)
+    assert (loaded.train.images.numpy() == pixels).all()
+    assert loaded.test.labels.tolist() == [0, 1, 2] * 4
+
+
+def test_a_data_set_that_is_nowhere_says_where_it_was_looked_for(tmp_path, results, monkeypatch):
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", offline)
+    monkeypatch.setenv("CONTRASTIVE_DATA", str(tmp_path / "mine"))
+    with pytest.raises(CompanionError, match=r"cifar10 was found in none of .*mine.*no network.*DATA=") as told:
+        data.load("cifar10", image_size=32, n_train=10)
+    assert EMBEDDED in str(told.value)
+
+
+# ---- EuroSAT whole ---------------------------------------------------------------------------------------------------
+
+SIZES = {"Forest": 11, "River": 25, "SeaLake": 7, "Highway": 4}
+
+
+def test_eurosat_whole_is_split_by_the_hashes_of_its_names(tmp_path, results, monkeypatch):
+    pixels, number = {}, 0
+    for label, size in SIZES.items():
+        (tmp_path / "eurosat" / "2750" / label).mkdir(parents=True)
+        for i in range(1, size + 1):
+            number += 1
+            path = tmp_path / "eurosat" / "2750" / label / f"{label}_{i}.jpg"
+            Image.new("RGB", (64, 64), (4 * number, 255 - 4 * number, 100)).save(path, quality=100)
+            pixels[path.name] = np.asarray(Image.open(path))[0, 0]
+    monkeypatch.setenv("CONTRASTIVE_DATA", str(tmp_path))
+    loaded = data.load("eurosat", image_size=64, n_train=sum(size - size // 5 for size in SIZES.values()))
+    assert loaded.identity == "eurosat"
+
+    def names(split):
+        found = {}
+        for image, label in zip(split.images.numpy(), split.labels.tolist(), strict=True):
+            matches = [name for name, colour in pixels.items() if (colour == image[:, 0, 0]).all()]
+            found.setdefault(label, []).extend(matches)
+        return found
+
+    train, test = names(loaded.train), names(loaded.test)
+    for label, name in enumerate(sorted(SIZES)):  # torchvision's class numbers are alphabetical
+        files = [f"{name}_{i}.jpg" for i in range(1, SIZES[name] + 1)]
+        files.sort(key=lambda file: hashlib.sha256(file.encode()).hexdigest())
+        kept = SIZES[name] - SIZES[name] // 5
+        assert sorted(train[label]) == sorted(files[:kept])
+        assert sorted(test.get(label, [])) == sorted(files[kept:])  # of four images a fifth is none
+
+
+# ---- Folders of images -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -94,8 +243,12 @@ def image_folder(tmp_path):
     return tmp_path / "images"
 
 
-def test_image_folder(image_folder, results, monkeypatch):
-    loaded = data.load(f"imagefolder:{image_folder}", image_size=16, n_train=16, n_validation=8)
+def load(folder, **changes):
+    return data.load(f"imagefolder:{folder}", **({"image_size": 16, "n_train": 16, "n_validation": 8} | changes))
+
+
+def test_an_image_folder(image_folder, results, monkeypatch, forget):
+    loaded = load(image_folder)
     assert loaded.train.images.shape == (16, 3, 16, 16)
     assert (loaded.train.labels.bincount().tolist(), loaded.validation.labels.bincount().tolist()) == ([8, 8], [4, 4])
     brightness = loaded.train.images.float().mean(dim=(1, 2, 3))
@@ -103,103 +256,72 @@ def test_image_folder(image_folder, results, monkeypatch):
     # found below a data folder too, with the same identity, since it is the same data
     monkeypatch.setenv("CONTRASTIVE_DATA", str(image_folder.parent))
     assert data.identity("imagefolder:images") == loaded.identity
+    assert str(image_folder.parent) not in loaded.identity
     (image_folder / "train" / "dark" / "0.png").unlink()
-    data.identity.cache_clear()
+    forget()
     assert data.identity("imagefolder:images") != loaded.identity
 
 
-def test_image_folder_without_test_split_or_with_a_broken_image(image_folder, results, tmp_path):
-    with pytest.raises(CompanionError, match="found in none of"):
-        data.load("imagefolder:no/such/folder", image_size=16, n_train=4)
+def test_images_of_any_shape_become_squares_cut_from_their_middle(image_folder, results):
+    wide = np.zeros((32, 96, 3), np.uint8)
+    wide[:, 32:64] = 200  # the middle third
+    Image.fromarray(wide).save(image_folder / "test" / "dark" / "0.png")
+    found = load(image_folder, storage="files").test[:1].images
+    assert found.shape == (1, 3, 16, 16)
+    assert found[..., 2:-2].float().mean() > 195
+
+
+@pytest.mark.parametrize("which", ["train", "validation", "test"])
+def test_files_give_the_images_that_memory_gives(image_folder, results, which):
+    memory, files = (getattr(load(image_folder, storage=storage), which) for storage in ("memory", "files"))
+    assert isinstance(memory, data.Split)
+    assert isinstance(files, data.FileSplit)
+    assert len(files) == len(memory)
+    for index in (slice(None), slice(2, 5), np.array([3, 0]), torch.tensor([3, 0]).numpy()):
+        assert torch.equal(files[index].images, memory[index].images)
+        assert torch.equal(files[index].labels, memory[index].labels)
+    some = torch.tensor([3, 1])
+    assert torch.equal(files.subset(some)[:].images, memory.subset(some).images)
+    assert torch.equal(files.labels, memory.labels)
+
+
+def test_a_second_load_reads_decoded_images(image_folder, results, monkeypatch, forget):
+    first = load(image_folder).train.images
+    forget()
+    monkeypatch.setattr(data, "_read_image", None)
+    assert torch.equal(load(image_folder).train.images, first)
+
+
+def test_an_image_folder_that_is_nowhere_has_no_test_split_or_a_broken_image(image_folder, results, tmp_path):
+    with pytest.raises(CompanionError, match=r"found in none of.*train/<class>"):
+        load("no/such/folder")
     (image_folder / "train" / "light" / "3.png").write_bytes(b"\x89PNG broken")
-    with pytest.raises(CompanionError, match=r"3\.png is not a readable image"):
-        data.load(f"imagefolder:{image_folder}", image_size=16, n_train=16)
+    with pytest.raises(CompanionError, match=r"3\.png is not a readable image.*replace or remove"):
+        load(image_folder)
     assert not list(results.rglob("*.safetensors"))
     (image_folder / "test").rename(tmp_path / "elsewhere")
     with pytest.raises(CompanionError, match="has no folder test/"):
-        data.load(f"imagefolder:{image_folder}", image_size=16, n_train=16)
+        load(image_folder)
 
 
-def write_idx(path, array):
-    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
-    with gzip.open(path, "wb") as file:
-        file.write(header + array.tobytes())
+@pytest.mark.parametrize("storage", ["memory", "files"])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_empty_class_folder_is_told(image_folder, results, split, storage):
+    (image_folder / split / "empty").mkdir()
+    with pytest.raises(CompanionError, match=rf"{split} cannot be used.*empty.*a folder with images for every class"):
+        load(image_folder, storage=storage)
 
 
-def test_torchvision_fashion_mnist_from_files_that_are_there(tmp_path, monkeypatch):
-    raw = tmp_path / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    generator = np.random.default_rng(0)
-    images, labels = generator.integers(256, size=(30, 28, 28), dtype=np.uint8), np.arange(30, dtype=np.uint8) % 10
-    for split in ("train", "t10k"):
-        write_idx(raw / f"{split}-images-idx3-ubyte.gz", images)
-        write_idx(raw / f"{split}-labels-idx1-ubyte.gz", labels)
-        for kind in ("images-idx3", "labels-idx1"):  # torchvision reads the unpacked ones
-            packed = raw / f"{split}-{kind}-ubyte.gz"
-            packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
-    monkeypatch.setenv("CONTRASTIVE_DATA", str(tmp_path))
-    loaded = data.load("fashion-mnist", image_size=28, n_train=30)
-    assert (loaded.train.images[:, 0].numpy() == images).all()
-    assert (loaded.test.labels.numpy() == labels).all()
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_class_in_only_one_of_train_and_test_is_told(image_folder, results, split):
+    (image_folder / split / "extra").mkdir()
+    Image.new("RGB", (20, 20)).save(image_folder / split / "extra" / "0.png")
+    with pytest.raises(CompanionError, match=r"in only one of train/ and test/: extra\. Both need the same"):
+        load(image_folder)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_torchvision_cifar_from_files_that_are_there(name, tmp_path, monkeypatch):
-    source = data._TORCHVISION[name][0]
-    folder = tmp_path / source.base_folder
-    folder.mkdir()
-    generator = np.random.default_rng(0)
-    pixels = generator.integers(256, size=(20, 3, 32, 32), dtype=np.uint8)
-    key = "labels" if name == "cifar10" else "fine_labels"
-    batch = pickle.dumps({"data": pixels.reshape(20, -1), key: list(range(10)) * 2})
-    files = [file for file, _ in source.train_list + source.test_list]
-    for file in files:
-        (folder / file).write_bytes(batch)
-    (folder / source.meta["filename"]).write_bytes(pickle.dumps({source.meta["key"]: ["class"] * 10}))
-    monkeypatch.setattr(source, "_check_integrity", lambda self: True)
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
-    monkeypatch.setenv("CONTRASTIVE_DATA", str(tmp_path))
-    batches = len(source.train_list)
-    loaded = data.load(name, image_size=32, n_train=20 * batches)
-    assert (loaded.train.images[:20].numpy() == pixels).all()
-    assert len(loaded.test) == 20
-
-
-def test_a_data_set_that_is_nowhere_says_where_it_was_looked_for(tmp_path, monkeypatch):
-    def offline(*_, **__):
-        raise OSError("no network")
-
-    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", offline)
-    monkeypatch.setenv("CONTRASTIVE_DATA", str(tmp_path / "mine"))
-    with pytest.raises(CompanionError, match=r"cifar10 was found in none of .*mine.*no network.*DATA=") as told:
-        data.load("cifar10", image_size=32, n_train=10)
-    assert EMBEDDED in str(told.value)
-
-
-def build(folder, out):
-    command = [sys.executable, SCRIPT, folder, "--out", out]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
-def test_building_the_subset_refuses_what_is_not_the_original(tmp_path):
-    told = build(tmp_path, tmp_path / "out.npz")
-    assert told.returncode == 1
-    assert "train-images-idx3-ubyte.gz is missing" in told.stderr
-    write_idx(tmp_path / "train-images-idx3-ubyte.gz", np.zeros((2, 28, 28), np.uint8))
-    assert "it is not the original" in build(tmp_path, tmp_path / "out.npz").stderr
-    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8bno")
-    assert "is damaged" in build(tmp_path, tmp_path / "out.npz").stderr
-    assert not (tmp_path / "out.npz").exists()
-
-
-def test_writing_the_embedded_arrays_again_gives_the_file_bit_for_bit(tmp_path):
-    """With the originals at hand the whole script does this; here its last half, on the arrays it must choose."""
-    sys.path.insert(0, str(SCRIPT.parent))
-    try:
-        import build_fashion_mnist_subset as builder
-    finally:
-        sys.path.remove(str(SCRIPT.parent))
-    with np.load(builder.OUT) as arrays:
-        builder.write_npz(dict(arrays), tmp_path / "again.npz")
-    assert (tmp_path / "again.npz").read_bytes() == builder.OUT.read_bytes()
-    assert builder.first_of_each_class(np.array([1, 0, 1, 1, 0, 0]), 2).tolist() == [0, 1, 2, 4]
+def test_a_folder_without_class_folders_is_told(tmp_path, results):
+    for split in ("train", "test"):
+        (tmp_path / "flat" / split).mkdir(parents=True)
+    with pytest.raises(CompanionError, match=r"train cannot be used"):
+        load(tmp_path / "flat")

@@ -1,10 +1,14 @@
 """Bad input meets an error that says what was given and what was expected, and never a NaN."""
 
+import contextlib
 import math
+from functools import partial
 
 import pytest
 import torch
 from loss_cases import ALL, LABELS, NO_TILE, TWO_VIEWS, call
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from companion import losses
 from companion.errors import CompanionError
@@ -97,6 +101,126 @@ def test_bad_labels(name, y, message):
 def test_bad_hyperparameters(function, message):
     with pytest.raises(CompanionError, match=message):
         function()
+
+
+# --- hyperparameters that are tensors, since they are learned or span a grid ------------------------------------------
+
+LEARNED = [
+    *((name, "temperature", -0.5) for name in ("info_nce", "clip", "nt_xent", "dcl", "dclw", "dhel")),
+    *((name, "temperature", 0.0) for name in ("hard_contrastive", "sup_con", "sincere", "eps_sup_info_nce")),
+    ("clip within view", "temperature", math.nan),
+    ("dclw", "sigma", 0.0),
+    ("siglip", "scale", -0.5),
+    ("siglip within view", "bias", math.nan),
+    ("simple", "weight", -0.5),
+    ("align", "alpha", 0.0),
+    ("align_uniform", "weight", -0.5),
+    ("align_uniform", "alpha", -0.5),
+    ("align_uniform", "t", math.inf),
+    ("eps_sup_info_nce", "epsilon", -0.5),
+    ("contrastive_margin", "margin", math.inf),
+    *((name, "margin", -0.5) for name in ("triplet", "lifted", "batch_hard")),
+]
+
+
+@pytest.mark.parametrize(("name", "hyperparameter", "bad"), LEARNED)
+def test_bad_tensors(name, hyperparameter, bad):
+    for value in (torch.tensor(bad), torch.tensor([0.25, bad], dtype=torch.float64), torch.tensor([[bad], [0.25]])):
+        with pytest.raises(CompanionError, match=f"^{hyperparameter} is {bad}: expected a finite number"):
+            call(name, U, V, **{hyperparameter: value.requires_grad_()})
+    with pytest.raises(CompanionError, match=rf"^{hyperparameter} is \[\]: expected a finite number"):
+        call(name, U, V, **{hyperparameter: torch.tensor([])})
+
+
+@pytest.mark.parametrize(("name", "hyperparameter", "_"), LEARNED)
+def test_sound_tensors_stand_for_their_number_and_have_a_gradient(name, hyperparameter, _):
+    learned = torch.tensor(0.25, requires_grad=True)
+    value = call(name, U, V, **{hyperparameter: learned})
+    assert value.item() == pytest.approx(call(name, U, V, **{hyperparameter: 0.25}).item(), rel=1e-6)
+    value.backward()
+    assert torch.isfinite(learned.grad)
+
+
+def test_a_learned_margin_has_the_same_gradient_in_tiles():
+    gradients = []
+    for tile in (None, 3):
+        epsilon = torch.tensor(0.25, requires_grad=True)
+        losses.eps_sup_info_nce(U, LABELS, temperature=0.2, epsilon=epsilon, tile=tile).backward()
+        gradients.append(epsilon.grad.item())
+    assert gradients[0] == pytest.approx(gradients[1], rel=1e-5) != 0
+
+
+# --- inside unchecked() ---------------------------------------------------------------------------------------------
+
+
+class Looks(TorchFunctionMode):
+    """Counts how often a tensor becomes a number of Python: each time a GPU has to be waited for."""
+
+    ways = (Tensor.item, Tensor.tolist, Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.numpy)
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.count += function in self.ways
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "hyperparameter", "_"), LEARNED)
+def test_unchecked_looks_at_no_value(name, hyperparameter, _):
+    def looks(value):
+        with Looks() as looks:
+            call(name, U, V, **{hyperparameter: value})
+        return looks.count
+
+    number, learned = 0.25, torch.tensor(0.25)
+    with losses.unchecked():
+        assert looks(number) == looks(learned) == 0
+        with pytest.raises(CompanionError, match=f"{hyperparameter} is nan"):  # that takes no look
+            looks(math.nan)
+    assert looks(learned) > looks(number) > 0
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of pdist
+@pytest.mark.parametrize(("name", "hyperparameter", "_"), LEARNED)
+def test_unchecked_losses_work_under_vmap(name, hyperparameter, _):
+    u, v = torch.stack([U, V, U + V]), torch.stack([V, U - V, U])
+    learned = torch.tensor([0.25, 0.5, 1.0])
+    with losses.unchecked():
+        batched = torch.func.vmap(lambda u, v, x: call(name, u, v, **{hyperparameter: x}))(u, v, learned)
+    alone = [call(name, *views, **{hyperparameter: x.item()}) for *views, x in zip(u, v, learned, strict=True)]
+    torch.testing.assert_close(batched, torch.stack(alone))
+
+
+def test_checks_are_back_after_unchecked():
+    bad = partial(losses.clip, U, V, temperature=torch.tensor(-0.5))
+    with losses.unchecked():
+        with losses.unchecked():
+            bad()
+        bad()
+        with pytest.raises(CompanionError, match="tile is 0"):
+            bad(tile=0)
+    with pytest.raises(CompanionError, match=r"temperature is -0\.5"):
+        bad()
+    with contextlib.suppress(KeyError), losses.unchecked():
+        raise KeyError
+    with pytest.raises(CompanionError, match=r"temperature is -0\.5"):
+        bad()
+
+
+# --- a queue of negatives -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tile", [None, 3])
+def test_with_a_queue_one_anchor_is_enough(tile):
+    loss = losses.info_nce(U[:1], V[:1], temperature=0.5, queue=V[1:], tile=tile)
+    logits = torch.cosine_similarity(U[:1], V) / 0.5  # the positive first
+    assert loss.item() == pytest.approx(torch.nn.functional.cross_entropy(logits, torch.tensor(0)).item(), rel=1e-5)
+    with pytest.raises(CompanionError, match="u has 0 rows: expected at least 1"):
+        losses.info_nce(U[:0], V[:0], temperature=0.5, queue=V[1:], tile=tile)
+    with pytest.raises(CompanionError, match="u has 1 rows: expected at least 2"):
+        losses.info_nce(U[:1], V[:1], temperature=0.5, tile=tile)
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name not in NO_TILE])

@@ -5,7 +5,9 @@ import math
 from functools import partial
 
 import pytest
+import scipy.optimize
 import torch
+from torch.nn.functional import normalize
 
 from companion import losses, theory
 from companion.errors import CompanionError
@@ -133,6 +135,30 @@ def test_trained_scale_and_bias_drive_the_loss_to_zero():
     assert path.trained["log_scale"][-1] > math.log(10)
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        partial(losses.clip, temperature=0.2),
+        partial(losses.siglip, scale=5, bias=-2, within_view=True),
+        lambda u, v: losses.siglip(u, v, scale=5, bias=0) + losses.vrns(u, v, n=20),
+    ],
+)
+def test_lbfgs_goes_as_low_as_that_of_scipy(loss):
+    """Whose line search satisfies the strong Wolfe conditions; ours asks for a lower loss alone."""
+    path = theory.optimise(loss, 8, 9, record=500, frames=True)
+
+    def objective(x):
+        x = torch.from_numpy(x).requires_grad_()
+        value = loss(*normalize(x.view(2, 8, 9), dim=-1))
+        return value.item(), torch.autograd.grad(value, x)[0].numpy()
+
+    start = torch.stack([path.u[0, 0], path.v[0, 0]])
+    options = {"maxiter": 2000, "maxcor": 20, "ftol": 0, "gtol": 0}
+    best = scipy.optimize.minimize(objective, start.flatten().numpy(), jac=True, method="L-BFGS-B", options=options)
+    assert path.loss[-1].item() == pytest.approx(best.fun, rel=1e-14)
+    assert (path.loss.diff(dim=0) <= 1e-15 * path.loss[:-1].abs()).all()  # every step, but for rounding
+
+
 # --- how it is used -------------------------------------------------------------------------------------------------
 
 
@@ -176,6 +202,28 @@ def test_batches_are_those_of_the_partition():
     assert value.item() == pytest.approx(path.loss[-1].item(), rel=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["given", "trained"])
+@pytest.mark.parametrize(
+    ("value", "bad"),
+    [(-0.5, -0.5), (torch.tensor([0.5, 0.25, -0.5]), -0.5), (torch.tensor([[0.5, 0.25], [math.nan, 0.5]]), math.nan)],
+)
+def test_a_bad_hyperparameter_is_named_wherever_in_the_grid(kind, value, bad):
+    def loss(u, v, temperature, weight):
+        return weight * losses.clip(u, v, temperature=temperature)
+
+    hyperparameters = {"temperature": value, "weight": torch.tensor([[1.0], [2.0]])}
+    with pytest.raises(CompanionError, match=f"^temperature is {bad}: expected a finite number"):
+        theory.optimise(loss, 8, 8, **{kind: hyperparameters})
+    with pytest.raises(CompanionError, match=r"^weight is nan: expected a finite number"):  # though no loss sees it
+        theory.optimise(loss, 8, 8, **{kind: {"temperature": 0.5, "weight": torch.tensor([1.0, math.nan])}})
+
+
+def test_a_bad_combination_is_found_wherever_in_the_grid():
+    given = {"a": torch.tensor([[1.0], [2.0]]), "b": torch.tensor([0.0, 1.5])}  # 1 - 1.5 alone is not positive
+    with pytest.raises(CompanionError, match=r"^scale is -0\.5"):
+        theory.optimise(lambda u, v, a, b: losses.siglip(u, v, scale=a - b, bias=b), 8, 8, seeds=(0, 1), given=given)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -187,6 +235,7 @@ def test_batches_are_those_of_the_partition():
         {"steps": 0},
         {"record": 0},
         {"learning_rate": 0},
+        {"schedule": "linear"},
         {"given": {"temperature": torch.tensor([0.5, math.nan])}},
         {"given": {"temperature": torch.ones(2), "similarity": torch.ones(3)}},
         {"loss": partial(losses.clip, temperature=-1)},

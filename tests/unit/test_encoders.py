@@ -1,0 +1,138 @@
+"""Encoders: the shapes and the sizes that they promise."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from companion.training import Config, encoders
+
+
+def parameters(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("config", "channels", "features"),
+    [
+        (Config(), 3, 96),
+        (Config(image_size=14), 1, 96),
+        (Config(width=8), 3, 32),
+        (Config(encoder="resnet18", image_size=32), 3, 512),
+        (Config(encoder="resnet18", image_size=64), 1, 512),
+        (Config(encoder="resnet50", image_size=32), 3, 2048),
+        (Config(encoder="pixels"), 3, 768),
+        (Config(encoder="colours"), 3, 6),
+        (Config(encoder="colours"), 1, 2),
+    ],
+)
+def test_encoders_have_the_shapes_they_promise(config, channels, features):
+    model = encoders.build(config, channels).eval()
+    images = torch.rand(2, channels, config.image_size, config.image_size)
+    with torch.no_grad():
+        assert model.encoder(images).shape == (2, features)
+        assert model(images).shape == (2, config.projector_dim)
+    assert encoders.encoder(config, channels)[1] == features
+
+
+@pytest.mark.parametrize(("name", "published"), [("resnet18", 11_689_512), ("resnet50", 25_557_032)])
+def test_a_resnet_is_torchvisions_without_its_classifier(name, published):
+    """torchvision publishes its counts; with the CIFAR stem the first kernel is 3×3 in place of 7×7."""
+    theirs = torchvision.models.get_model(name, weights=None)
+    assert parameters(theirs) == published
+    backbone = published - parameters(theirs.fc)
+    large, features = encoders.resnet(name, 3, 64)
+    small, _ = encoders.resnet(name, 3, 32)
+    assert features == theirs.fc.in_features
+    assert parameters(large) == backbone
+    assert parameters(small) == backbone - 64 * 3 * (7 * 7 - 3 * 3)
+    shapes = {key: value.shape for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
+    assert {key: value.shape for key, value in large.state_dict().items()} == shapes
+    shapes["conv1.weight"] = (64, 3, 3, 3)
+    assert {key: value.shape for key, value in small.state_dict().items()} == shapes
+
+
+@pytest.mark.parametrize(("size", "channels", "first", "last"), [(32, 3, 32, 4), (16, 1, 16, 2), (64, 3, 16, 2)])
+def test_a_resnet_keeps_the_resolution_of_small_images(size, channels, first, last):
+    net, features = encoders.resnet("resnet18", channels, size)
+    seen = {}
+    for name in ("layer1", "layer4"):
+        getattr(net, name).register_forward_hook(lambda _, __, out, name=name: seen.update({name: out.shape}))
+    with torch.no_grad():
+        net.eval()(torch.rand(1, channels, size, size))
+    assert seen == {"layer1": (1, 64, first, first), "layer4": (1, features, last, last)}
+
+
+def test_a_resnet_with_the_same_weights_gives_what_torchvisions_gives():
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet18(weights=None).eval()
+    ours, _ = encoders.resnet("resnet18", 3, 64)
+    ours.load_state_dict({key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")})
+    theirs.fc = torch.nn.Identity()
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(images), theirs(images))
+
+
+def test_the_small_net_is_three_strided_convolutions():
+    net, features = encoders.small(3, 24)
+    kernels = 3 * 24 * 16 + 24 * 48 * 9 + 48 * 96 * 9
+    norms = 2 * (24 + 48 + 96)
+    assert (features, parameters(net)) == (96, kernels + norms)
+    with torch.no_grad():
+        sizes = [layer_out.shape[-1] for layer_out in _outputs(net, torch.rand(1, 3, 16, 16), torch.nn.Conv2d)]
+    assert sizes == [8, 4, 2]
+
+
+def _outputs(net, x, kind):
+    for layer in net:
+        x = layer(x)
+        if isinstance(layer, kind):
+            yield x
+
+
+def test_the_projector_is_the_papers():
+    net = encoders.projector(96, 256, 128)
+    assert parameters(net) == 96 * 256 + 2 * 256 + 256 * 128 + 128
+    x = torch.randn(32, 96)
+    hidden = x @ net[0].weight.T
+    hidden = (hidden - hidden.mean(0)) / (hidden.var(0, correction=0) + net[1].eps).sqrt()
+    torch.testing.assert_close(net.train()(x), hidden.relu() @ net[3].weight.T + net[3].bias, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colour_statistics_are_numpys(channels):
+    images = torch.rand(5, channels, 9, 9)
+    found = encoders.ColourStatistics()(images).numpy()
+    pixels = images.numpy().reshape(5, channels, 81)
+    np.testing.assert_allclose(found[:, :channels], np.mean(pixels, axis=2), rtol=1e-5)
+    np.testing.assert_allclose(found[:, channels:], np.std(pixels, axis=2, ddof=1), rtol=1e-5)
+    shuffled = torch.from_numpy(pixels)[:, :, torch.randperm(81)].view_as(images)
+    np.testing.assert_allclose(encoders.ColourStatistics()(shuffled).numpy(), found, rtol=1e-5)  # no place, no shape
+
+
+def test_raw_pixels_are_the_image():
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(encoders.build(Config(encoder="pixels"), 3).encoder(images), images.flatten(1))
+
+
+def test_the_second_head_serves_the_second_views_alone():
+    model = encoders.build(Config(), 3, heads=2).eval()
+    images = torch.rand(4, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), model.projector(model.encoder(images)))
+        torch.testing.assert_close(model(images, second=True), model.second_projector(model.encoder(images)))
+        assert not torch.allclose(model(images), model(images, second=True))
+        alone = encoders.build(Config(), 3).eval()
+        assert torch.equal(alone(images), alone(images, second=True))
+
+
+def test_weights_start_with_the_spread_that_their_layers_call_for():
+    """Kaiming's uniform for convolutions and linear layers: variance 1 / (3 fan_in)."""
+    torch.manual_seed(0)
+    model = encoders.build(Config(), 3)
+    for weight in (model.encoder[3].weight, model.projector[0].weight, model.projector[3].weight):
+        fan_in = weight[0].numel()
+        assert weight.std().item() == pytest.approx(1 / math.sqrt(3 * fan_in), rel=0.05)
