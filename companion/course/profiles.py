@@ -116,7 +116,8 @@ def load(name: str = "auto", *, dataset: str = "", seed: int = 0) -> Profile:
 
 def slug(dataset: str) -> str:
     """The name of a data set as part of a folder's name; of an image folder its last folder alone."""
-    return re.sub(r"[^a-z0-9]+", "-", dataset.rstrip("/").rpartition("/")[2].lower()).strip("-")
+    name = dataset.removeprefix("imagefolder:").rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def _cuda() -> bool:

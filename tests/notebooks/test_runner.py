@@ -11,19 +11,23 @@ import nbformat
 import pytest
 from nbformat import v4
 
-from companion import execute, paths
+from companion import paths
+from companion.course import execute
 from companion.errors import CompanionError
 
 PARAMETERS = 'PROFILE = "auto"\nDATASET = ""\nSEED = 0'
 TRAINS = """
-from companion import pretrain, profiles
+from companion import training
+from companion.course import profiles
 profile = profiles.load(PROFILE, dataset=DATASET, seed=SEED)
-for run in pretrain.sweep(profile.configs(n_train=64, batch_size=32)):
+small = {"n_train": 64, "n_validation": 20, "width": 4, "epochs": 1, "warmup_epochs": 0, "batch_size": 32}
+for run in training.sweep(profile.configs(**small)[:3]):
     print(run.path.name)
 """
 SCOREBOARD = """
-from companion import claims, profiles
-claims.Ledger(profiles.load(PROFILE, dataset=DATASET, seed=SEED)).write_scoreboard()
+from companion.course import profiles
+from companion.ledger import Ledger, scoreboard
+scoreboard.write(Ledger(profiles.load(PROFILE, dataset=DATASET, seed=SEED)))
 print("written")
 """
 
@@ -41,7 +45,7 @@ def project(tmp_path_factory):
     for name in ("Makefile", "pyproject.toml"):
         shutil.copy(paths.ROOT / name, root)
     (root / "data").mkdir()
-    shutil.copy(paths.ROOT / "data" / "fashion-mnist-subset.npz", root / "data")
+    shutil.copy(paths.ROOT / "data" / "eurosat-subset.jpg", root / "data")
     (root / "notebooks").mkdir()
     write(root / "notebooks" / "01_trains.ipynb", TRAINS)
     write(root / "notebooks" / "02_prints.ipynb", "print(1 + 1)")
@@ -113,8 +117,9 @@ def test_a_failing_cell_is_told_and_the_others_still_run(project):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["PROFILE=gpus", "reproduce"], "Unknown PROFILE 'gpus': expected one of auto smoke cpu gpu paper"),
+        (["PROFILE=gpus", "reproduce"], "Unknown PROFILE 'gpus': expected one of auto smoke cpu gpu paper reference"),
         (["NOTEBOOKS=77", "reproduce"], "Unknown notebook '77'"),
+        (["CLAIMS=lee2025.table9", "reproduce"], "Unknown claim 'lee2025.table9'"),
         (["PROFILE=smoke", "DATASET=mnist", "NOTEBOOKS=02", "reproduce"], "Unknown data set 'mnist'"),
         (["PROFILE=smoke", "SEED=-1", "NOTEBOOKS=02", "reproduce"], "seed is -1"),
     ],
@@ -136,3 +141,30 @@ def test_help_names_every_target(project):
     text = make(project).stdout
     for target in ("setup", "lab", "reproduce", "test", "freeze", "bench", "clean"):
         assert f"\n  {target} " in text
+
+
+def test_a_claim_names_the_notebook_that_tests_it(project):
+    (project / "notebooks" / "08_small_batch_variance.ipynb").write_bytes(
+        (project / "notebooks" / "02_prints.ipynb").read_bytes()
+    )
+    done = make(project, "PROFILE=smoke", "SEED=6", "CLAIMS=lee2025.table1.trend companion.steps.longer", "reproduce")
+    (project / "notebooks" / "08_small_batch_variance.ipynb").unlink()
+    assert executed(done) == ["08_small_batch_variance"], done.stderr
+
+
+def test_a_failure_does_not_hide_behind_an_old_scoreboard(project):
+    write(project / "notebooks" / "02_prints.ipynb", "raise RuntimeError('the reason')")
+    failed = make(project, "PROFILE=smoke", "NOTEBOOKS=02", "reproduce")
+    write(project / "notebooks" / "02_prints.ipynb", "print(1 + 1)")
+    assert failed.returncode != 0
+    assert "Some notebooks failed" in failed.stderr
+    assert "Scoreboard, profile smoke" in failed.stdout
+
+
+def test_the_reference_records_a_row_a_run(project):
+    done = make(project, "NOTEBOOKS=01", "reference")
+    assert done.returncode == 0, done.stderr
+    lines = (project / "results" / "reference" / "cpu" / "runs.csv").read_text().splitlines()
+    assert lines[0].startswith("key,data,config")
+    assert len(lines) == 1 + 3
+    assert str(project) not in "".join(lines)

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from companion import bench, bench_report
+from companion.bench import measure as bench
+from companion.bench import report as bench_report
 from companion.errors import CompanionError
 
 

@@ -1,3 +1,5 @@
+"""The ledger: what a verdict is, what it refuses, what it keeps, and what chance does to it."""
+
 import json
 import math
 
@@ -6,118 +8,266 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from companion import claims, paths, profiles
-from companion.claims import Claim, Observed
+from companion import ledger, paths
+from companion.course import profiles
 from companion.errors import CompanionError
+from companion.ledger import NOT_LEARNT, Claim, Ledger, Observed, identity, over_seeds, paired_difference, scoreboard
+from companion.ledger import claims as module
+from companion.ledger import ledger as ledger_module
+
+
+def claim(**changes):
+    values = {"id": "x", "source": "", "notebook": "", "statement": "", "quantity": "q", "kind": "trained",
+              "prediction": "open", "at_least": 0, "at_most": 1}  # fmt: skip
+    return Claim(**values | changes)
+
+
+def runs(accuracy=0.7, untrained=0.4, keys="abc"):
+    return pd.DataFrame(
+        {"key": list(keys), "seed": range(len(keys)), "linear_accuracy": accuracy, "untrained_accuracy": untrained,
+         "x": np.arange(len(keys), dtype=float)}
+    )  # fmt: skip
+
+
+@pytest.fixture
+def book(results, monkeypatch):
+    """A ledger of three claims of its own, at profile smoke, without recorded runs."""
+    entries = {
+        "trained": claim(id="trained", quantity="a difference"),
+        "accuracy": claim(id="accuracy", accuracy=True, at_least=0.01, at_most=math.inf),
+        "formula": claim(id="formula", kind="identity", prediction="", at_least=-1e-9, at_most=1e-9),
+        "drawn": claim(id="drawn", kind="simulation"),
+    }
+    for where in (module, ledger_module, scoreboard):
+        monkeypatch.setattr(where, "load", lambda: entries)
+    monkeypatch.setattr(paths, "reference", lambda: results / "reference")
+    return Ledger(profiles.load("smoke"))
 
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [
         (0.1, 0.3, "reproduced"),
-        (0.0, 0.3, "reproduced"),  # the range includes its ends
-        (-0.1, 0.3, "partly"),
+        (0.0, 1.0, "reproduced"),  # the range includes its ends
+        (-0.1, 0.3, "inconclusive"),
         (-0.3, -0.1, "not reproduced"),
-        (0.9, 1.1, "partly"),
+        (0.9, 1.1, "inconclusive"),
         (1.1, 1.2, "not reproduced"),
-        (-1, 2, "partly"),
+        (-1, 2, "inconclusive"),
     ],
 )
 def test_verdict_compares_interval_and_range(low, high, expected):
-    claim = Claim(id="x", source="", notebook="", statement="", at_least=0, at_most=1)
-    assert claims.verdict(claim, Observed((low + high) / 2, low, high, 3)) == expected
+    assert ledger.verdict(claim(), Observed((low + high) / 2, low, high, 3)) == expected
 
 
 def test_over_seeds_is_the_t_interval():
     values = [0.1, 0.4, 0.25, 0.3]
-    found = claims.over_seeds(values)
+    found = over_seeds(values)
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
     assert (found.value, found.n) == (pytest.approx(np.mean(values)), 4)
+    assert found.standard_error == pytest.approx(stats.sem(values))
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [1.0, 2.0], [1.0, 2.0, math.nan]])
 def test_no_claim_from_too_few_or_broken_values(values):
     with pytest.raises(CompanionError, match="at least 3 finite values"):
-        claims.over_seeds(values)
+        over_seeds(values)
+
+
+def test_the_p_value_is_that_of_a_t_test_against_the_nearest_end():
+    values = [0.5, 0.7, 0.55, 0.62, 0.58]
+    found = over_seeds(values)
+    assert found.p_value(0.4, math.inf) == pytest.approx(
+        stats.ttest_1samp(values, 0.4, alternative="greater").pvalue, rel=1e-6
+    )
+    assert found.p_value(-math.inf, 0.9) == pytest.approx(
+        stats.ttest_1samp(values, 0.9, alternative="less").pvalue, rel=1e-6
+    )
+    assert found.p_value(0.0, 0.65) == found.p_value(-math.inf, 0.65)  # the nearer end
+    assert identity(0.5).p_value(0, 1) == 0
+
+
+def test_a_prediction_interval_foretells_nineteen_of_twenty():
+    rng = np.random.default_rng(0)
+    hits = [over_seeds(rng.normal(size=10)).foretells(over_seeds(rng.normal(size=3))) for _ in range(2000)]
+    assert np.mean(hits) == pytest.approx(0.95, abs=0.02)
+    assert not over_seeds(rng.normal(size=10)).foretells(over_seeds(rng.normal(size=3) + 5))
+    assert identity(1.0).foretells(identity(1.0 + 1e-9))
+    assert not identity(1.0).foretells(identity(1.01))
+
+
+def test_holms_correction_by_hand():
+    """.05/4 = .0125, .05/3 = .0167, .05/2 = .025: the third fails, and with it all that follow."""
+    assert scoreboard.holm({"a": 0.001, "b": 0.016, "c": 0.03, "d": 0.031}) == {"a", "b"}
+    assert scoreboard.holm({"a": 0.02, "b": 0.001}) == {"a", "b"}
+    assert scoreboard.holm({"a": 0.2}) == set()
 
 
 def test_differences_are_paired_by_seed_in_any_order():
     a = pd.DataFrame({"seed": [0, 1, 2], "x": [10.0, 20.0, 30.0]})
     b = pd.DataFrame({"seed": [2, 0, 1], "x": [29.0, 9.0, 19.0]})
-    found = claims.paired_difference(a, b, "x")
+    found = paired_difference(a, b, "x")
     assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
     with pytest.raises(CompanionError, match="cannot be paired"):
-        claims.paired_difference(a, b[b["seed"] < 2], "x")
+        paired_difference(a, b[b["seed"] < 2], "x")
+
+
+def test_a_run_is_not_compared_with_itself():
+    with pytest.raises(CompanionError, match="compared with themselves: c"):
+        paired_difference(runs(keys="abc"), runs(keys="dec").assign(seed=range(3)), "x")
 
 
 def test_an_observation_that_is_not_finite_is_refused():
     with pytest.raises(CompanionError, match="expected a finite value"):
-        claims.exact(math.nan)
+        identity(math.nan)
 
 
 def test_numbers_are_shown_to_the_digits_that_the_interval_allows():
     assert str(Observed(0.123456, 0.1, 0.15, 3)) == "0.1235 [0.1000, 0.1500]"
-    assert str(claims.exact(1 / 3)) == "0.3333"
+    assert str(identity(1 / 3)) == "0.3333"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"at_least": -math.inf, "at_most": math.inf}, "could never fail or never hold"),
+        ({"at_least": 2}, "could never fail or never hold"),
+        ({"kind": "measured"}, "Unknown kind of claim x"),
+        ({"prediction": ""}, "Unknown prediction"),
+        ({"found": {"cpu": "partly"}}, "Unknown verdict found"),
+        ({"profiles": ("gpus",)}, "Unknown profile.*Did you mean 'gpu'"),
+    ],
+)
+def test_an_unsound_claim_is_refused(changes, expected):
+    with pytest.raises(CompanionError, match=expected):
+        claim(**changes)
+
+
+def test_a_check_refuses_what_is_not_promised(book):
+    three = Observed(0.5, 0.4, 0.6, 3)
+    with pytest.raises(CompanionError, match=r"Unknown claim 'traind'.*Did you mean 'trained'"):
+        book.check("traind", three, quantity="q", runs=runs())
+    with pytest.raises(CompanionError, match="trained promises 'a difference', but 'a ratio' was handed in"):
+        book.check("trained", three, quantity="a ratio", runs=runs())
+    with pytest.raises(CompanionError, match="is about trained networks: hand in the tables"):
+        book.check("trained", three, quantity="a difference")
+    with pytest.raises(CompanionError, match="rests on 3 observations: expected 5 or more"):
+        book.check("drawn", three, quantity="q")
+    with pytest.raises(CompanionError, match="rests on 3 observations: expected exactly 1"):
+        book.check("formula", three, quantity="q")
+    with pytest.raises(CompanionError, match="rests on 1 observations: expected 3 or more"):
+        book.check("trained", identity(0.5), quantity="a difference", runs=runs())
+    assert book.records() == {}
+
+
+def test_what_is_filed_names_its_runs_and_comes_back(book):
+    assert book.check(
+        "trained", Observed(0.5, 0.4, 0.6, 3), quantity="a difference", runs=[runs(), runs(keys="de")]
+    ) == ("reproduced")
+    other = Ledger(profiles.load("smoke"))
+    other.check("formula", identity(0), quantity="q")
+    stored = json.loads((paths.results() / "smoke" / "claims.json").read_text())
+    assert stored["trained"]["runs"] == list("abcde")
+    assert set(other.records()) == {"trained", "formula"}
+    assert list(book.table().index) == ["trained"]  # a notebook's own claims
+    assert list(book.table(everything=True).index) == ["trained", "accuracy", "formula", "drawn"]
+    assert book.table(everything=True).loc["drawn", "verdict"] == "not yet"
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "expected"), [(0.4499, NOT_LEARNT), (0.40, NOT_LEARNT), (0.4501, "reproduced"), (0.6, "reproduced")]
+)
+def test_accuracy_is_tested_only_where_networks_learnt(book, accuracy, expected):
+    observed = Observed(0.05, 0.04, 0.06, 3)
+    assert book.check("accuracy", observed, quantity="q", runs=runs(accuracy=accuracy)) == expected
+    assert book.check("trained", Observed(0.5, 0.4, 0.6, 3), quantity="a difference", runs=runs(0.4)) == "reproduced"
+
+
+def test_the_recorded_tier_decides_about_accuracy_and_stands_beside_the_rest(book, results):
+    recorded = {
+        "accuracy": {"value": 0.0, "low": -0.004, "high": 0.004, "n": 10, "verdict": "not reproduced"},
+        "trained": {"value": 0.9, "low": 0.89, "high": 0.91, "n": 10, "verdict": "reproduced"},
+    }
+    (results / "reference" / "smoke").mkdir(parents=True)
+    (results / "reference" / "smoke" / "claims.json").write_text(json.dumps(recorded))
+    book.check("accuracy", Observed(0.05, 0.04, 0.06, 3), quantity="q", runs=runs())
+    book.check("trained", Observed(0.5, -0.4, 1.4, 3), quantity="a difference", runs=runs())
+    table = book.table()
+    assert table.loc["accuracy", ["verdict", "agrees"]].tolist() == ["not reproduced", "no"]
+    assert table.loc["trained", ["verdict", "agrees"]].tolist() == ["inconclusive", "no"]
+    assert table.loc["trained", ["recorded", "recorded n"]].tolist() == ["0.9000 [0.8900, 0.9100]", 10]
+
+
+def test_another_data_set_or_seed_is_held_to_nothing(results):
+    for profile in (profiles.load("cpu", dataset="cifar10"), profiles.load("cpu", seed=3), profiles.load("reference")):
+        book = Ledger(profile)
+        book.check("lee2025.theorem5.5.lower", identity(0), quantity="variance of negatives, n = 12, m = 4")
+        assert book.surprises() == []
+    book = Ledger(profiles.load("cpu"))
+    book.check("lee2025.theorem5.5.lower", identity(0), quantity="variance of negatives, n = 12, m = 4")
+    assert book.surprises() == ["lee2025.theorem5.5.lower: not reproduced, found before: reproduced"]
+
+
+@pytest.mark.parametrize("content", ["{half", "[]", '{"trained": {"value": 1}}', '{"trained": 3}'])
+def test_a_damaged_file_is_told(book, content):
+    book.check("formula", identity(0), quantity="q")
+    (paths.results() / "smoke" / "claims.json").write_text(content)
+    with pytest.raises(CompanionError, match="is damaged"):
+        book.records()
+
+
+def test_the_scoreboard_shows_range_interval_and_chance(book):
+    book.check("trained", Observed(0.5, 0.4, 0.6, 3), quantity="a difference", runs=runs())
+    book.check("drawn", Observed(5.0, 4.0, 6.0, 6), quantity="q")
+    book.check("formula", identity(0), quantity="q")
+    table = scoreboard.write(book)
+    assert table.loc["drawn", "holm"] == "✓"
+    for ending in ("md", "html"):
+        text = (paths.results() / "smoke" / f"scoreboard.{ending}").read_text()
+        for words in ("0.500 [0.400, 0.600]", "0 to 1", "Of 2 measured claims about 0.1 intervals miss", "Holm"):
+            assert words in text, words
+    text = scoreboard.text(book)
+    assert "Identities: 1 of 1 hold" in text
+    assert "1 reproduced" not in text.splitlines()[0]
+    assert "2 reproduced, 1 not tested here, 1 not reproduced" in text or "2 reproduced" in text
+
+
+def test_the_forest_plot_has_a_row_for_each_observed_claim(book):
+    from companion.course.forest import forest
+
+    book.check("trained", Observed(0.5, 0.4, 0.6, 3), quantity="a difference", runs=runs())
+    recorded = {"trained": {"value": 0.3, "low": -0.2, "high": 0.8, "n": 10, "verdict": "inconclusive"}}
+    shown = [claim(id="trained", statement="What is claimed"), claim(id="other", statement="Never observed")]
+    (axes,) = forest(shown, book.records(), recorded).axes
+    words = "\n".join(text.get_text() for text in axes.texts)
+    assert "What is claimed" in words
+    assert "Never observed" not in words
+    assert "0.500 [0.400, 0.600], n = 3" in words
+    assert "n = 10, recorded" in words
+
+
+ENDS_AT_ZERO = {
+    "companion.images.one_head",  # the theory says ≥ 0, and nothing of a size
+    "feeney2023.sincere.repulsion",  # never, so not at all
+    "lee2025.fig1.pairs",  # a count
+}
 
 
 def test_every_claim_of_the_ledger_is_sound():
-    notebooks = {path.stem for path in (paths.ROOT / "notebooks").glob("*.ipynb")}
-    for claim in claims.load().values():
-        assert claim.statement
-        assert claim.source
-        if claim.expected:  # a verdict can be expected only where a notebook computes it
-            assert claim.notebook in notebooks, claim.id
-            assert set(claim.expected) <= set(claim.profiles), claim.id
+    written = {path.stem for path in (paths.ROOT / "notebooks").glob("*.ipynb")}
+    for entry in ledger.load().values():
+        assert entry.statement, entry.id
+        assert entry.source, entry.id
+        if entry.found:  # a verdict can be found only where a notebook computes it
+            assert entry.notebook in written, entry.id
+            assert set(entry.found) <= set(entry.profiles), entry.id
+        if entry.kind != "identity" or entry.id in ENDS_AT_ZERO:
+            ends = {end for end in (entry.at_least, entry.at_most) if math.isfinite(end)}
+            assert 0 not in ends or entry.id in ENDS_AT_ZERO, f"{entry.id}: name the smallest difference that matters"
+        if entry.accuracy:
+            assert entry.kind == "trained", entry.id
 
 
-def test_ledger_files_observations_of_several_notebooks(results):
-    profile = profiles.load("smoke")
-    first, second = claims.Ledger(profile), claims.Ledger(profile)
-    assert first.check("lee2025.table1.vrns", Observed(0.1, 0.05, 0.15, 3)) == "reproduced"
-    assert second.check("lee2025.fig4.dcl", Observed(0.0, -0.1, 0.1, 3)) == "partly"
-    stored = json.loads((results / "smoke" / "claims.json").read_text())
-    assert {id: record["verdict"] for id, record in stored.items()} == {
-        "lee2025.table1.vrns": "reproduced",
-        "lee2025.fig4.dcl": "partly",
-    }
-    assert list(first.table().index) == ["lee2025.table1.vrns"]  # a notebook's own claims
-    everything = second.write_scoreboard()
-    assert list(everything.index) == list(claims.load())
-    assert everything.loc["lee2025.table1.vrns", "verdict"] == "reproduced"
-    assert everything.loc["lee2025.table1.simclr.m32", "verdict"] == "at profile paper"
-    assert everything.loc["lee2025.theorem5.3", "verdict"] == "not yet"
-    for ending in ("md", "html", "txt"):
-        text = (results / "smoke" / f"scoreboard.{ending}").read_text()
-        assert "lee2025.fig4.dcl" in text
-        assert "read off a figure" in text or ending == "txt"
-        assert "0.100 [0.050, 0.150]" in text
-
-
-def test_a_verdict_that_differs_from_the_expected_one_is_a_surprise(results, monkeypatch):
-    claim = Claim(id="x", source="", notebook="", statement="", at_least=0, expected={"smoke": "reproduced"})
-    monkeypatch.setattr(claims, "load", lambda: {"x": claim})
-    ledger = claims.Ledger(profiles.load("smoke"))
-    ledger.check("x", Observed(1.0, 0.5, 1.5, 3))
-    assert ledger.surprises() == []
-    ledger.check("x", Observed(0.0, -0.5, 0.5, 3))
-    assert ledger.surprises() == ["x: partly, expected reproduced"]
-    # another data set or seed is held to nothing
-    other = claims.Ledger(profiles.load("smoke", dataset="cifar10"))
-    other.check("x", Observed(0.0, -0.5, 0.5, 3))
-    assert other.surprises() == []
-
-
-def test_unknown_claim_and_damaged_file(results):
-    ledger = claims.Ledger(profiles.load("smoke"))
-    with pytest.raises(CompanionError, match=r"Unknown claim 'lee2025.fig4.dlc'.*Did you mean 'lee2025.fig4.dcl'"):
-        ledger.check("lee2025.fig4.dlc", claims.exact(1))
-    ledger.check("lee2025.fig4.dcl", claims.exact(1))
-    (results / "smoke" / "claims.json").write_text("{half")
-    with pytest.raises(CompanionError, match="is damaged"):
-        ledger.records()
-
-
-def test_a_claim_without_a_range_is_refused():
-    with pytest.raises(CompanionError, match="could never fail"):
-        Claim(id="x", source="", notebook="", statement="")
+def test_profiles_that_a_claim_may_name_exist():
+    assert set(module.PROFILES) <= set(profiles.NAMES)

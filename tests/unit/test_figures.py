@@ -4,7 +4,8 @@ import ipywidgets
 import pytest
 from matplotlib.figure import Figure
 
-from companion import figures, progress
+from companion.course import figures
+from companion.training import progress
 
 
 @pytest.fixture

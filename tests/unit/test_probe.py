@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from companion import probe
+from companion.errors import CompanionError
+from companion.training import probe
 
 
 @pytest.fixture
@@ -38,10 +39,29 @@ def test_knn_against_a_loop(blobs):
             assert correct == (votes.argmax() == y[i])
 
 
-def test_bootstrap_interval_matches_the_binomial_one():
-    correct = np.arange(1000) % 4 != 0  # 75 %
-    low, high = probe.bootstrap_interval(correct)
-    half = 1.96 * (0.75 * 0.25 / 1000) ** 0.5
-    assert low == pytest.approx(0.75 - half, abs=0.005)
-    assert high == pytest.approx(0.75 + half, abs=0.005)
-    assert probe.bootstrap_interval(np.ones(10, dtype=bool)) == (1.0, 1.0)
+@pytest.mark.parametrize(("hits", "of"), [(750, 1000), (10, 10), (0, 7), (1, 3)])
+def test_the_interval_is_wilsons(hits, of):
+    """(Wilson 1927) where (p̂ - p)² n = z² p (1 - p)."""
+    low, high = probe.accuracy_interval(np.arange(of) < hits)
+    z = 1.959963984540054
+    for end in (low, high):
+        if 0 < end < 1:
+            assert (hits / of - end) ** 2 * of == pytest.approx(z**2 * end * (1 - end), rel=1e-6)
+    assert 0 <= low < hits / of + 1e-12
+    assert hits / of - 1e-12 < high <= 1
+    assert low < high  # ten of ten prove less than certainty
+
+
+def test_no_image_has_no_accuracy():
+    with pytest.raises(CompanionError, match="no image at all"):
+        probe.accuracy_interval(np.zeros(0, dtype=bool))
+
+
+def test_features_are_normalised_only_where_asked(blobs):
+    """Labels by length alone: lost to a probe that normalises, plain to one that does not."""
+    x = torch.nn.functional.normalize(blobs[0], dim=1)
+    y = torch.arange(len(x)) % 2
+    x = x * (1 + 9 * y[:, None])
+    for normalise, least, most in ((False, 0.95, 1.0), (True, 0.0, 0.75)):
+        (correct,) = probe.linear_probe(x, y, (x, y), normalise=normalise)
+        assert least <= correct.mean() <= most

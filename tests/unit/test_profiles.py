@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from companion import profiles
+from companion.course import profiles
 from companion.errors import CompanionError
 
 
@@ -26,28 +26,49 @@ def test_gpu_profiles_refuse_to_crawl_on_a_cpu(monkeypatch):
         profiles.load("paper")
 
 
+def test_overrides_go_to_a_folder_of_their_own():
+    profile = profiles.load("cpu", dataset="imagefolder:/some/My Images/", seed=10)
+    assert profile.seeds == (10, 11, 12)
+    assert profile.folder == "cpu-my-images-seed10"
+    assert profile.recorded == "cpu-my-images"
+    assert profiles.load("cpu").folder == profiles.load("cpu").recorded == "cpu"
+
+
+def test_the_reference_is_the_cpu_profile_with_other_seeds_and_more():
+    reference, cpu = profiles.load("reference"), profiles.load("cpu")
+    assert reference.base == cpu.base
+    assert len(reference.seeds) == 10
+    assert not set(reference.seeds) & set(cpu.seeds)
+    assert (reference.folder, reference.tests_as, reference.second) == ("reference/cpu", "cpu", False)
+    other = profiles.load("reference", dataset="imagefolder:cifar10-jpeg")
+    assert (other.folder, other.recorded) == ("reference/cpu-cifar10-jpeg", "cpu-cifar10-jpeg")
+    assert other.second
+
+
+def test_a_notebook_picks_its_own_grid():
+    grids = {"smoke": 1, "cpu": 2, "second": 3}
+    assert profiles.load("smoke").pick(**grids) == 1
+    assert profiles.load("reference").pick(**grids) == 2
+    assert profiles.load("reference").pick(**grids, reference=4) == 4
+    assert profiles.load("reference", dataset="cifar10").pick(**grids) == 3
+    with pytest.raises(CompanionError, match="Unknown grid of profile 'cpu': expected one of smoke"):
+        profiles.load("cpu").pick(smoke=1)
+
+
+def test_the_papers_own_setting(monkeypatch):
+    """Lee et al. 2025: CIFAR-100, all 50,000 images, ResNet-18, 200 epochs, 10 of warm-up, SimCLR's augmentation."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    base, augmentation = profiles.load("paper").base, profiles.load("paper").base.augmentation
+    assert (base.dataset, base.n_train, base.n_validation) == ("cifar100", 50_000, 0)
+    assert (base.encoder, base.projector_hidden, base.projector_dim) == ("resnet18", 512, 128)
+    assert (base.epochs, base.warmup_epochs, base.learning_rate, base.weight_decay) == (200, 10, 0.3, 1e-4)
+    assert (augmentation.crop_scale, augmentation.flip, augmentation.jitter) == (0.08, 0.5, 0.4)
+    assert (augmentation.jitter_probability, augmentation.grayscale, augmentation.blur) == (0.8, 0.2, 0.5)
+
+
 @pytest.mark.parametrize("name", profiles.NAMES)
-def test_every_setting_of_every_profile_is_a_sound_config(name, monkeypatch):
+def test_every_profile_has_seeds_for_an_interval(name, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     profile = profiles.load(name)
-    for m in (*profile.batch_sizes, *profile.dcl_batch_sizes, profile.small_batch):
-        profile.configs(batch_size=m)
-    for m in profile.sub_batches:
-        profile.configs(batch_size=profile.optimiser_batch, loss_batch_size=m)
-    for temperature in profile.temperatures:
-        profile.configs(temperature=temperature)
-    for weight in (*profile.weights, profile.paper_weight):
-        profile.configs(vrns=weight)
-    assert profile.small_batch in profile.batch_sizes
-    assert profile.small_batch in profile.sub_batches
-    assert profile.optimiser_batch in profile.sub_batches
-    assert profile.paper_weight in profile.weights
-    assert profile.base.temperature in profile.temperatures
-    assert len(profile.seeds) >= 3
-
-
-def test_overrides_go_to_a_folder_of_their_own():
-    profile = profiles.load("cpu", dataset="imagefolder:/some/Images", seed=10)
-    assert profile.seeds == (10, 11, 12)
-    assert profile.folder == "cpu-imagefolder-some-images-seed10"
-    assert profiles.load("cpu").folder == "cpu"
+    assert len(set(profile.seeds)) >= 3
+    assert [config.seed for config in profile.configs(temperature=0.3)] == list(profile.seeds)

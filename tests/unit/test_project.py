@@ -3,42 +3,131 @@
 import ast
 import re
 import subprocess
+import sys
 import tomllib
+import zipfile
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from companion import config, data, encoders, losses, paths, profiles
+from companion import losses, paths
+from companion.course import profiles
+from companion.training import Config, data, encoders
+from companion.training.config import DATASETS, EMBEDDED
+from companion.training.methods import contrastive, labelled
 
 PACKAGE = paths.ROOT / "companion"
 PYPROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())
 
-# A module imports only from modules before it.
-ORDER = [
-    "errors", "paths", "config", "profiles", "store", "progress", "data", "augment", "encoders", "similarity", "losses",
-    "theory", "metrics", "probe", "environment", "runs", "pretrain", "claims", "figures", "execute", "bench_report",
+# A room imports only from rooms before it; inside a room, a file only from files before it where an order is given.
+ROOMS = [
+    "errors",
+    "paths",
+    "store",
+    "similarity",
+    "losses",
+    "theory",
+    "metrics",
+    "training",
+    "ledger",
+    "course",
     "bench",
-]  # fmt: skip
+]
+FILES = {
+    "training": ["settings", "augment", "encoders", "methods", "config", "data", "sources", "progress", "provenance",
+                 "probe", "loop", "runs", "sweep", "baselines", "recorded"],
+    "ledger": ["observed", "claims", "ledger", "scoreboard"],
+    "course": ["profiles", "environment", "figures", "forest", "execute", "report"],
+    "bench": ["report", "measure"],
+}  # fmt: skip
+SCIENCE = ("errors", "similarity", "losses", "theory", "metrics")
 
 
 def modules_imported_by(path):
+    """Full names below `companion`, such as ``training.config``."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "companion":
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("companion."):
-            yield node.module.split(".")[1]
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "companion":
+            below = node.module.split(".")[1:]
+            yield from (".".join([*below, alias.name]) for alias in node.names)
         elif isinstance(node, ast.Import):
-            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("companion."))
+            yield from (a.name.partition(".")[2] for a in node.names if a.name.startswith("companion."))
 
 
-def test_modules_import_only_from_those_before_them():
+def test_rooms_and_files_import_only_from_those_before_them():
+    seen = set()
     for path in PACKAGE.rglob("*.py"):
-        name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if name == "__init__":
+        room, *rest = path.relative_to(PACKAGE).with_suffix("").parts
+        if room == "__init__" or "embedded" in path.parts:
             continue
+        seen.add(room)
         for imported in modules_imported_by(path):
-            assert imported == name or ORDER.index(imported) < ORDER.index(name), f"{path.name} imports {imported}"
+            other, _, below = imported.partition(".")
+            assert ROOMS.index(other) <= ROOMS.index(room), f"{path.name} imports {imported}"
+            order, names = FILES.get(room, []), [part for part in (rest[0] if rest else "", below.partition(".")[0])]
+            if other == room and all(name in order for name in names) and names[0] != names[1]:
+                assert order.index(names[1]) < order.index(names[0]), f"{path.name} imports {imported}"
+    assert seen == set(ROOMS)
+    for room, names in FILES.items():
+        files = {path.stem for path in (PACKAGE / room).iterdir() if path.suffix == ".py" or path.name == "methods"}
+        assert files - {"__init__", "__main__"} == set(names), room
+
+
+ALONE = """
+import importlib.abc, sys
+ALLOWED = {allowed}
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Blocker())
+import companion.{module}
+"""
+OPTIONAL = ["filelock", "joblib", "lightning_fabric", "pandas", "PIL", "safetensors", "sklearn", "threadpoolctl",
+            "torchvision", "tqdm", "matplotlib", "seaborn", "IPython", "papermill", "nbformat", "yaml", "kornia"]  # fmt: skip
+
+
+def import_alone(module: str, blocked: list[str]) -> subprocess.CompletedProcess:
+    code = ALONE.format(module=module, blocked=set(blocked), allowed=None)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=paths.ROOT)
+
+
+@pytest.mark.parametrize("module", SCIENCE)
+def test_the_science_needs_torch_numpy_and_scipy_alone(module):
+    done = import_alone(module, OPTIONAL)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "missing", "extra"),
+    [("training", "safetensors", "train"), ("training", "torchvision", "train"), ("ledger", "yaml", "course"),
+     ("course", "seaborn", "course"), ("course", "papermill", None)],
+)  # fmt: skip
+def test_what_is_missing_is_named_with_its_extra(module, missing, extra):
+    done = import_alone(module, [missing])
+    if extra is None:  # only the runner of notebooks needs it
+        assert done.returncode == 0, done.stderr
+    else:
+        assert done.returncode != 0
+        assert f"pip install 'contrastive-companion[{extra}]'" in done.stderr
+        assert missing in done.stderr
+
+
+def test_the_wheel_carries_the_images_and_the_claims(tmp_path):
+    pytest.importorskip("setuptools", minversion="77")
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, "."]
+    source = tmp_path / "source"
+    tracked = subprocess.run(["git", "ls-files"], cwd=paths.ROOT, capture_output=True, text=True).stdout.split()
+    for name in tracked:
+        if name.startswith(("companion/", "data/")) or name in ("pyproject.toml", "README.md", "LICENSE"):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((paths.ROOT / name).read_bytes())
+    subprocess.run(command, cwd=source, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    for needed in ("embedded/eurosat-subset.jpg", "embedded/LICENSE.eurosat", "ledger/claims.yaml", "training/loop.py"):
+        assert f"companion/{needed}" in names
+    assert wheel.stat().st_size < 8e6
 
 
 def test_files_stay_short():
@@ -53,9 +142,9 @@ def test_environment_yml_leaves_the_dependencies_to_pyproject():
     *options, package = pip["pip"]
     assert options == ["-c constraints.txt"]
     extras = re.fullmatch(r"-e \.\[(.*)\]", package).group(1).split(",")
-    assert extras == ["dev", "oracles"]
+    assert extras == ["train", "course", "oracles", "dev"]
     assert set(extras) <= set(PYPROJECT["project"]["optional-dependencies"])
-    assert "'.[dev,oracles]'" in (paths.ROOT / "Makefile").read_text()
+    assert "'.[train,course,oracles,dev]'" in (paths.ROOT / "Makefile").read_text()
     assert environment["name"] == PYPROJECT["project"]["name"]
 
 
@@ -64,8 +153,11 @@ def test_constraints_pin_every_dependency_within_its_bounds_and_name_no_address(
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+( ;.*)?", line) for line in lines if line), lines
     pins = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower(): line.split("==")[1] for line in lines if line}
     extras = PYPROJECT["project"]["optional-dependencies"]
-    for text in (*PYPROJECT["project"]["dependencies"], *extras["dev"], *extras["oracles"]):
+    needed = [text for name in ("train", "course", "oracles", "dev") for text in extras[name]]
+    for text in (*PYPROJECT["project"]["dependencies"], *needed):
         requirement = Requirement(text)
+        if requirement.name == PYPROJECT["project"]["name"]:  # an extra that includes another
+            continue
         pin = pins[re.sub(r"[-_.]+", "-", requirement.name).lower()].split(" ;")[0]
         assert requirement.specifier.contains(pin), f"{text} against {pin}"
 
@@ -74,7 +166,10 @@ def test_makefile_and_package_agree(monkeypatch):
     makefile = (paths.ROOT / "Makefile").read_text()
     assert re.search(r"^PROFILES := (.*)$", makefile, re.M).group(1).split() == list(profiles.NAMES)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    for name, dataset, seed in (("cpu", "", 0), ("gpu", "imagefolder:/My/Own_Images/", 0), ("smoke", "cifar10", 7)):
+    for name, dataset, seed in (
+        ("cpu", "", 0), ("gpu", "imagefolder:/My/Own_Images/", 0), ("smoke", "cifar10", 7), ("reference", "", 0),
+        ("reference", "imagefolder:cifar10-jpeg", 0),
+    ):  # fmt: skip
         command = ["make", "-f", "-", "VENV=", f"PROFILE={name}", f"DATASET={dataset}", f"SEED={seed}", "where"]
         text = makefile + "\nwhere:\n\t@echo $(folder)\n"
         done = subprocess.run(command, input=text, cwd=paths.ROOT, capture_output=True, text=True, check=True)
@@ -82,11 +177,11 @@ def test_makefile_and_package_agree(monkeypatch):
 
 
 def test_every_name_that_a_config_may_hold_exists():
-    assert set(data._TORCHVISION) | {config.EMBEDDED, "imagefolder:PATH"} == set(config.DATASETS)
-    for name in config.LOSSES:
+    assert set(data._TORCHVISION) | {EMBEDDED, "eurosat", "imagefolder:PATH"} == set(DATASETS)
+    for name in (*contrastive.LOSSES, *labelled.WITH_MARGIN, *labelled.WITH_TEMPERATURE):
         assert callable(getattr(losses, name))
-    for name in config.ENCODERS:
-        encoders.build(config.Config(encoder=name, image_size=32), channels=3)
+    for name in encoders.ENCODERS:
+        encoders.build(Config(encoder=name, image_size=32), channels=3)
 
 
 def test_the_project_speaks_of_itself_alone():
@@ -96,7 +191,7 @@ def test_the_project_speaks_of_itself_alone():
     hosts = ["py" + "pi.org", "python" + "hosted.org", "registry." + "npmjs", "deb." + "debian.org"]
     for name in tracked.stdout.splitlines():
         path = paths.ROOT / name
-        if path.suffix in {".npz", ".png"} or not path.is_file():
+        if path.suffix in {".jpg", ".png"} or not path.is_file():
             continue
         text = path.read_text()
         assert not [host for host in hosts if host in text], name

@@ -8,7 +8,8 @@ import PIL.Image
 import pytest
 from IPython.core.formatters import DisplayFormatter
 
-from companion import environment, figures, progress
+from companion.course import environment, figures
+from companion.training import progress
 
 
 @pytest.fixture(autouse=True)
