@@ -22,7 +22,7 @@ endif
 profile := $(or $(filter-out auto,$(PROFILE)),$(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu))
 
 # What overrides a profile's own settings goes to a results folder of its own (companion.course.profiles names it).
-slug   := $(shell printf '%s' '$(DATASET)' | sed 's|/*$$||; s|.*/||' | tr 'A-Z' 'a-z' | tr -sc 'a-z0-9' '-' | sed 's/^-//; s/-$$//')
+slug   := $(shell printf '%s' '$(DATASET)' | sed 's|^imagefolder:||; s|/*$$||; s|.*/||' | tr 'A-Z' 'a-z' | tr -sc 'a-z0-9' '-' | sed 's/^-//; s/-$$//')
 folder := results/$(profile:reference=reference/cpu)$(if $(slug),-$(slug))$(if $(filter-out 0,$(SEED)),-seed$(SEED))
 
 all    := $(sort $(basename $(notdir $(wildcard notebooks/*.ipynb))))

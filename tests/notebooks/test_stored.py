@@ -95,7 +95,7 @@ def test_it_is_built_as_the_others_are(notebook, path):
 
 
 def checked(notebook):
-    """Regular expressions of the ids that the notebook's code names: literals whole, the holes of f-strings as ``.+``."""
+    """Patterns of the ids that the notebook's code names: literals whole, f-strings with ``.*`` in their holes."""
     for cell in code(notebook):
         source = "\n".join(line for line in cell.source.splitlines() if not line.startswith(("%", "!")))
         for node in ast.walk(ast.parse(source)):

@@ -64,7 +64,7 @@ def test_rooms_and_files_import_only_from_those_before_them():
         for imported in modules_imported_by(path):
             other, _, below = imported.partition(".")
             assert ROOMS.index(other) <= ROOMS.index(room), f"{path.name} imports {imported}"
-            order, names = FILES.get(room, []), [part for part in (rest[0] if rest else "", below.partition(".")[0])]
+            order, names = FILES.get(room, []), (rest[0] if rest else "", below.partition(".")[0])
             if other == room and all(name in order for name in names) and names[0] != names[1]:
                 assert order.index(names[1]) < order.index(names[0]), f"{path.name} imports {imported}"
     assert seen == set(ROOMS)
@@ -75,7 +75,6 @@ def test_rooms_and_files_import_only_from_those_before_them():
 
 ALONE = """
 import importlib.abc, sys
-ALLOWED = {allowed}
 class Blocker(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {blocked}:
@@ -83,12 +82,29 @@ class Blocker(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Blocker())
 import companion.{module}
 """
-OPTIONAL = ["filelock", "joblib", "lightning_fabric", "pandas", "PIL", "safetensors", "sklearn", "threadpoolctl",
-            "torchvision", "tqdm", "matplotlib", "seaborn", "IPython", "papermill", "nbformat", "yaml", "kornia"]  # fmt: skip
+OPTIONAL = [
+    "filelock",
+    "joblib",
+    "lightning_fabric",
+    "pandas",
+    "PIL",
+    "safetensors",
+    "sklearn",
+    "threadpoolctl",
+    "torchvision",
+    "tqdm",
+    "matplotlib",
+    "seaborn",
+    "IPython",
+    "papermill",
+    "nbformat",
+    "yaml",
+    "kornia",
+]
 
 
 def import_alone(module: str, blocked: list[str]) -> subprocess.CompletedProcess:
-    code = ALONE.format(module=module, blocked=set(blocked), allowed=None)
+    code = ALONE.format(module=module, blocked=set(blocked))
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=paths.ROOT)
 
 
