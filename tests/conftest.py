@@ -9,6 +9,7 @@ settings.load_profile("companion")
 
 
 def pytest_configure(config):
+    torch.set_num_threads(1)  # two threads on a busy machine wait for each other
     config.addinivalue_line("markers", "cuda: runs on a CUDA device; skipped where torch sees none")
 
 
@@ -23,6 +24,7 @@ def results(tmp_path, monkeypatch):
     folder = tmp_path / "results"
     monkeypatch.setenv("CONTRASTIVE_RESULTS", str(folder))
     monkeypatch.setenv("CONTRASTIVE_PROGRESS", "off")
+    monkeypatch.setenv("CONTRASTIVE_JOBS", "1")  # in this process: workers take seconds to start
     monkeypatch.delenv("CONTRASTIVE_USED_RUNS", raising=False)
     return folder
 

@@ -10,7 +10,7 @@ with extra("train"):
     from companion.training.methods import Batch, Contrastive, Labelled, Method, Supervised
     from companion.training.runs import Run, load_data
     from companion.training.sources import Pairs, Views
-    from companion.training.sweep import run, sweep
+    from companion.training.sweeps import run, sweep
 
 __all__ = [
     "Batch",

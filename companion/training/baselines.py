@@ -7,7 +7,7 @@ import pandas as pd
 from companion.training.config import Config
 from companion.training.methods import Supervised
 from companion.training.runs import Run
-from companion.training.sweep import sweep
+from companion.training.sweeps import sweep
 
 BATCH_SIZE = 128  # of the encoder trained with labels, whatever the batch of the run beside it
 

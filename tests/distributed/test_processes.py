@@ -1,33 +1,38 @@
 """Several processes, one run store."""
 
-import dataclasses
 import json
+import os
 import subprocess
 import sys
-import time
+import threading
 
-from companion import pretrain, runs, store
+import pytest
+
+from companion import store, training
+from companion.errors import CompanionError
+from companion.training import runs, sweeps
 
 SWEEP = """
 import json, sys
-from companion import pretrain
-from companion.config import Config
-original = pretrain._train
+from companion import training
+from companion.training import sweeps
+from companion.training.config import from_json
+original = sweeps._train
 def counted(config, final):
     print("trained", config.seed, flush=True)
     original(config, final)
-pretrain._train = counted
+sweeps._train = counted
 for seed in json.loads(sys.argv[2]):
-    pretrain.run(Config(**json.loads(sys.argv[1]) | {"seed": seed}))
+    training.run(from_json(sys.argv[1]).replace(seed=seed))
 """
 
+# Says when it is in, and stays until it is told to leave.
 HOLD = """
-import sys, time
+import sys
 from companion import store
 with store.slot(2):
-    print("start", time.monotonic(), flush=True)
-    time.sleep(1.0)
-    print("stop", time.monotonic(), flush=True)
+    print("in", flush=True)
+    sys.stdin.readline()
 """
 
 LOCK = """
@@ -40,51 +45,83 @@ with store.lock("run"):
 
 
 def start(*arguments: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", *arguments], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )  # fmt: skip
 
 
 def test_two_processes_that_want_the_same_runs_train_each_once(tiny, results):
     config = tiny.replace(n_train=1000, epochs=6)
-    fields = json.dumps(dataclasses.asdict(config))
-    processes = [start(SWEEP, fields, json.dumps([0, 1, 2])) for _ in range(2)]
-    trained = [line for process in processes for line in process.communicate(timeout=200)[0].splitlines()]
+    processes = [start(SWEEP, json.dumps(config.to_dict()), json.dumps([0, 1, 2])) for _ in range(2)]
+    trained = [line for process in processes for line in process.communicate(timeout=300)[0].splitlines()]
     assert sorted(trained) == ["trained 0", "trained 1", "trained 2"]
     assert [process.returncode for process in processes] == [0, 0]
     for seed in range(3):
         assert runs.folder(config.replace(seed=seed)).exists()
 
 
-def test_no_more_processes_compute_at_once_than_there_are_slots(results):
-    processes = [start(HOLD) for _ in range(5)]
-    events = []
-    for process in processes:
-        for line in process.communicate(timeout=100)[0].splitlines():
-            kind, moment = line.split()
-            events.append((float(moment), 1 if kind == "start" else -1))
-    busy = most = 0
-    for _, change in sorted(events):
-        busy += change
-        most = max(most, busy)
-    assert len(events) == 10
-    assert most <= 2
+def test_as_many_compute_at_once_as_there_are_slots_and_no_more(results):
+    """Five want in: two get in, and stay two until one leaves. A mutex would let one in, no lock all five."""
+    processes, inside = [start(HOLD) for _ in range(5)], []
+    arrived = threading.Semaphore(0)
+
+    def wait_for(process):
+        if process.stdout.readline() == "in\n":
+            inside.append(process)
+            arrived.release()
+
+    threads = [threading.Thread(target=wait_for, args=(process,), daemon=True) for process in processes]
+    for thread in threads:
+        thread.start()
+    try:
+        assert arrived.acquire(timeout=120)
+        assert arrived.acquire(timeout=120)  # a second one comes in while the first is still there
+        for left in range(3):
+            assert not arrived.acquire(timeout=2), "more than two are inside"
+            inside[left].communicate("leave\n", timeout=60)
+            assert arrived.acquire(timeout=120)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def test_a_lock_vanishes_with_its_process(results):
     holder = start(LOCK)
-    assert holder.stdout.readline() == "held\n"
-    holder.kill()
-    holder.wait()
-    began = time.monotonic()
-    with store.lock("run"):
-        assert time.monotonic() - began < 60
+    try:
+        assert holder.stdout.readline() == "held\n"
+    finally:
+        holder.kill()
+        holder.wait()
+    store._lock("run").acquire(timeout=60)  # raises where the lock is still held
 
 
 def test_a_sweep_of_processes_gives_what_one_process_gives(tiny, results, monkeypatch):
     configs = [tiny.replace(seed=seed) for seed in range(3)]
-    together = pretrain.sweep(configs, jobs=2)
+    together = training.sweep(configs, jobs=2)
     monkeypatch.setenv("CONTRASTIVE_RESULTS", str(results.parent / "alone"))
     for config, run in zip(configs, together, strict=True):
-        alone = pretrain.run(config)
+        alone = training.run(config)
         assert alone.path != run.path
-        for name in ("encoder.safetensors", "history.csv", "metrics.json"):
+        for name in ("weights.safetensors", "history.csv", "metrics.json"):
             assert (alone.path / name).read_bytes() == (run.path / name).read_bytes(), name
+
+
+def test_a_run_that_fails_does_not_stop_the_others(tiny, results):
+    bad = tiny.replace(learning_rate=1e30, warmup_epochs=0)
+    good = [tiny.replace(seed=seed) for seed in (1, 2)]
+    with pytest.raises(CompanionError, match="1 of 3 runs failed; the others are stored") as error:
+        training.sweep([bad, *good], jobs=2)
+    assert runs.folder(bad).name in str(error.value)
+    assert "the network has diverged" in str(error.value)
+    assert all(runs.folder(config).exists() for config in good)
+    assert not runs.folder(bad).exists()
+
+
+def test_a_worker_has_the_settings_of_its_task_and_no_others(tiny, results, monkeypatch):
+    """joblib reuses workers: what was set for an earlier sweep must not linger."""
+    monkeypatch.setenv("CONTRASTIVE_LEFT_OVER", "set once")
+    settings = {"CONTRASTIVE_RESULTS": str(results), "CONTRASTIVE_PROGRESS": "off"}
+    assert sweeps._ensure_elsewhere(tiny, 1, settings) is None
+    assert {name: value for name, value in os.environ.items() if name.startswith("CONTRASTIVE_")} == settings
+    assert runs.folder(tiny).exists()

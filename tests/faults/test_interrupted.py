@@ -1,6 +1,5 @@
 """What happens when a run is stopped in the middle, by whatever means."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -10,15 +9,17 @@ import time
 
 import pytest
 
-from companion import pretrain, runs, store
+from companion import store, training
 from companion.errors import CompanionError
+from companion.training import runs, sweeps
+from companion.training.methods.contrastive import ContrastiveMethod
 
 # Slow enough to be caught in the middle, at an epoch that the parent waits for.
 TRAIN = """
-import dataclasses, json, sys
-from companion import pretrain
-from companion.config import Config
-pretrain.run(Config(**json.loads(sys.argv[1])))
+import sys
+from companion import training
+from companion.training.config import from_json
+training.run(from_json(sys.argv[1]))
 """
 
 
@@ -29,7 +30,7 @@ def config(tiny):
 
 def start(config) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-c", TRAIN, json.dumps(dataclasses.asdict(config))],
+        [sys.executable, "-c", TRAIN, json.dumps(config.to_dict())],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         # A shell starts its background jobs with Ctrl-C ignored, and a child would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -37,7 +38,7 @@ def start(config) -> subprocess.Popen:
 
 
 def wait_for_epoch(config, epoch: int, process: subprocess.Popen) -> None:
-    marker = pretrain._partial(runs.folder(config)) / "epochs"
+    marker = sweeps._partial(runs.folder(config)) / "epochs"
     deadline = time.monotonic() + 120
     while not (marker.exists() and marker.stat().st_size >= epoch):
         assert process.poll() is None, process.communicate()[1]
@@ -52,31 +53,34 @@ def test_a_stopped_run_resumes_and_ends_bit_identical(config, results, monkeypat
     os.killpg(process.pid, means)
     process.communicate(timeout=60)
     assert not runs.folder(config).exists()  # whole or absent
-    done = (pretrain._partial(runs.folder(config)) / "epochs").stat().st_size
+    done = (sweeps._partial(runs.folder(config)) / "epochs").stat().st_size
     assert 3 <= done < config.epochs
     trained = []
-    original = pretrain.objective
-    monkeypatch.setattr(pretrain, "objective", lambda *a: trained.append(1) or original(*a))
-    resumed = pretrain.run(config)
+    original = ContrastiveMethod.loss
+    monkeypatch.setattr(ContrastiveMethod, "loss", lambda *a: trained.append(1) or original(*a))
+    leftover = sweeps._partial(runs.folder(config)) / ".checkpoint.pt.12345"  # of a write that was killed
+    leftover.write_bytes(b"half")
+    resumed = training.run(config)
     steps = config.n_train // config.batch_size
     assert len(trained) == (config.epochs - done) * steps  # it did not start over
 
     monkeypatch.setenv("CONTRASTIVE_RESULTS", str(results.parent / "uninterrupted"))
-    whole = pretrain.run(config)
+    whole = training.run(config)
     assert resumed.path != whole.path
-    for name in ("encoder.safetensors", "history.csv", "metrics.json"):
+    assert not [path for path in resumed.path.iterdir() if path.name.startswith(".")]
+    for name in ("weights.safetensors", "history.csv", "metrics.json"):
         assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes(), name
 
 
 FULL_DISK = """
-import json, resource, sys
-from companion import pretrain
-from companion.config import Config
+import resource, sys
+from companion import training
 from companion.errors import CompanionError
-pretrain.load_data(config := Config(**json.loads(sys.argv[1])))
+from companion.training.config import from_json
+training.load_data(config := from_json(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # the kernel refuses to write more, as on a full disk
 try:
-    pretrain.run(config)
+    training.run(config)
 except CompanionError as error:
     print(error)
     sys.exit(3)
@@ -84,20 +88,20 @@ except CompanionError as error:
 
 
 def test_a_full_disk_is_told_and_leaves_nothing_half_written(config, results):
-    command = [sys.executable, "-c", FULL_DISK, json.dumps(dataclasses.asdict(config))]
+    command = [sys.executable, "-c", FULL_DISK, json.dumps(config.to_dict())]
     process = subprocess.run(command, capture_output=True, text=True)
     assert process.returncode == 3, process.stderr
     assert "free some space" in process.stdout
     assert not runs.folder(config).exists()
-    assert not list(pretrain._partial(runs.folder(config)).glob(".*"))  # no temporary file either
-    pretrain.run(config.replace(epochs=1))  # with space again, all is well
+    assert not list(sweeps._partial(runs.folder(config)).glob(".*"))  # no temporary file either
+    training.run(config.replace(epochs=1))  # with space again, all is well
 
 
 def test_a_results_folder_that_cannot_be_written(tiny, tmp_path, monkeypatch):
     (tmp_path / "occupied").write_text("a file, not a folder")
     monkeypatch.setenv("CONTRASTIVE_RESULTS", str(tmp_path / "occupied"))
     with pytest.raises(CompanionError, match=r"Cannot write to .*occupied.*CONTRASTIVE_RESULTS"):
-        pretrain.run(tiny)
+        training.run(tiny)
 
 
 def test_write_is_all_or_nothing(tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ ROOMS = [
 ]
 FILES = {
     "training": ["settings", "augment", "encoders", "methods", "config", "data", "sources", "progress", "provenance",
-                 "probe", "loop", "runs", "sweep", "baselines", "recorded"],
+                 "probe", "loop", "runs", "sweeps", "baselines", "recorded"],
     "ledger": ["observed", "claims", "ledger", "scoreboard"],
     "course": ["profiles", "environment", "figures", "forest", "execute", "report"],
     "bench": ["report", "measure"],

@@ -1,0 +1,168 @@
+"""Recorded runs: what goes into the table that is committed comes out of it, and nothing else does."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from companion import paths
+from companion.errors import CompanionError
+from companion.training import baselines, recorded, run, sweep, table
+from companion.training.config import from_json
+
+
+@pytest.fixture
+def quick(tiny):
+    return tiny.replace(epochs=1, warmup_epochs=0, n_train=64, n_validation=0)
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch, results, forget):
+    """The table of the folder ``cpu`` of a reference of the test's own."""
+    monkeypatch.setattr(paths, "reference", lambda: tmp_path / "reference")
+    return tmp_path / "reference" / "cpu" / "runs.csv"
+
+
+def test_what_was_recorded_is_read_as_a_table_of_runs(quick, path):
+    found = sweep([quick.replace(seed=seed) for seed in (101, 100)])
+    assert recorded.record(found, path) == 2
+    rows, expected = recorded.read(path), table(found)
+    assert list(rows["key"]) == sorted(expected["key"])
+    joined = rows.set_index("key").loc[expected["key"]]
+    for column in expected.columns.drop("key"):
+        if expected[column].isna().all():
+            assert joined[column].isna().all(), column
+        elif expected[column].dtype == float:
+            np.testing.assert_allclose(joined[column].astype(float), expected[column], rtol=1e-6)
+        else:
+            assert list(joined[column]) == list(expected[column]), column
+    assert set(rows["data"]) == {"eurosat-subset"}
+    assert {"torch", "commit", "device", "seconds"} <= set(rows)
+    assert sorted(from_json(text).seed for text in rows["config"]) == [100, 101]
+
+
+def test_runs_are_added_and_replaced(quick, path, forget):
+    first, second = sweep([quick, quick.replace(seed=1)])
+    assert recorded.record([first], path) == 1
+    before = path.read_bytes()
+    assert recorded.record([first, first], path) == 1
+    assert path.read_bytes() == before  # and in one way
+    assert recorded.record([second], path) == 2
+    forget()
+    assert set(recorded.read(path)["key"]) == {first.key, second.key}
+    (first.path / "metrics.json").write_text(json.dumps(first.metrics | {"linear_accuracy": 0.5}))
+    assert recorded.record([first], path) == 2
+    forget()
+    assert recorded.read(path).set_index("key").loc[first.key, "linear_accuracy"] == 0.5
+
+
+def test_recording_nothing_leaves_everything_as_it_is(quick, path):
+    assert recorded.record([], path) == 0
+    assert len(recorded.read(path)) == 0
+    recorded.record([run(quick)], path)
+    before = path.read_bytes()
+    assert recorded.record([], path) == 1
+    assert path.read_bytes() == before
+
+
+def test_a_baseline_may_be_recorded_too(quick, path):
+    """It has a row like any other, without baselines of its own."""
+    pixels = run(baselines(quick)["pixels"])
+    assert recorded.record([pixels], path) == 1
+    assert recorded.record([pixels, run(quick)], path) == 2
+    rows = recorded.read(path).set_index("key")
+    assert math.isnan(rows.loc[pixels.key, "pixels_accuracy"])
+    assert rows.loc[run(quick).key, "pixels_accuracy"] == pytest.approx(pixels.metrics["linear_accuracy"])
+
+
+DAMAGE = {
+    "edited key": lambda row: row | {"key": row["key"][:-1] + ("0" if row["key"][-1] != "0" else "1")},
+    "edited config": lambda row: row | {"config": row["config"].replace('"epochs": 1', '"epochs": 2')},
+    "edited data": lambda row: row | {"data": "cifar10"},
+    "no accuracy": lambda row: row | {"linear_accuracy": math.nan},
+    "infinite variance": lambda row: row | {"negative_variance": math.inf},
+    "words for a number": lambda row: row | {"linear_accuracy": "high"},
+    "garbage config": lambda row: row | {"config": "{half"},
+    "no config": lambda row: row | {"config": math.nan},
+    "a list for a config": lambda row: row | {"config": "[1, 2]"},
+    "a config of another version": lambda row: row | {"config": row["config"].replace('"heads"', '"tails"')},
+    "a data set that is a number": lambda row: row | {"config": row["config"].replace('"eurosat-subset"', "5")},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_row_is_left_out_and_told_once(quick, path, forget, capsys, damage):
+    found = sweep([quick.replace(seed=seed) for seed in (100, 101, 102)])
+    recorded.record(found, path)
+    rows = pd.read_csv(path).to_dict("records")
+    broken = rows[1]["key"]
+    rows[1] = DAMAGE[damage](rows[1])
+    pd.DataFrame(rows).to_csv(path, index=False)
+    forget()
+    capsys.readouterr()
+    kept = recorded.read(path)
+    assert sorted(kept["key"]) == sorted({run.key for run in found} - {broken})
+    assert np.isfinite(kept["linear_accuracy"].astype(float)).all()
+    recorded.matching([quick])
+    told = capsys.readouterr().out
+    assert told.startswith("runs.csv, line 3 is ignored: ")
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["", "not,a\ntable,of runs\n", "\0\1\2", "key,data,config\na,b,c\n"])
+def test_a_file_that_is_no_table_of_runs_is_told(path, content):
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(CompanionError, match=r"runs\.csv is not a table of recorded runs .*: restore it"):
+        recorded.read(path)
+
+
+def test_where_nothing_was_recorded_there_are_no_rows(quick, path):
+    assert len(recorded.read(path)) == 0
+    assert len(recorded.matching([quick])) == 0
+
+
+def test_matching_ignores_seeds_and_no_other_setting(quick, path):
+    found = sweep([quick.replace(seed=seed) for seed in (100, 101)] + [quick.replace(loss="dcl", seed=100)])
+    recorded.record(found, path)
+    assert sorted(recorded.matching([quick])["seed"]) == [100, 101]
+    assert sorted(recorded.matching([quick.replace(seed=seed) for seed in (0, 1, 2)])["seed"]) == [100, 101]
+    assert list(recorded.matching([quick.replace(loss="dcl")])["loss"]) == ["dcl"]
+    assert len(recorded.matching([quick, quick.replace(loss="dcl")])) == 3
+    changes = {
+        "epochs": 2, "batch_size": 16, "width": 8, "n_train": 60, "n_validation": 5, "image_size": 8, "momentum": 0.8,
+        "learning_rate": 0.1, "weight_decay": 0.0, "warmup_epochs": 1, "measured_pairs": 60, "temperature": 0.3,
+        "vrns": 1.0, "flip": 0.1, "jitter": 0.3, "heads": 2, "loss_batch_size": 16, "encoder": "resnet18",
+        "precision": "bf16-mixed", "accelerator": "auto",
+    }  # fmt: skip
+    for name, value in changes.items():
+        assert len(recorded.matching([quick.replace(**{name: value})])) == 0, name
+    assert len(recorded.matching([quick], "cpu-cifar10")) == 0
+
+
+@pytest.fixture
+def own_images(tmp_path):
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 40), ("test", 12)):
+        for label in range(2):
+            (tmp_path / "secret" / "own" / split / str(label)).mkdir(parents=True)
+            for i in range(count):
+                pixels = generator.integers(256, size=(16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "secret" / "own" / split / str(label) / f"{i}.png")
+    return tmp_path / "secret" / "own"
+
+
+@pytest.mark.parametrize("storage", ["memory", "files"])
+def test_where_an_image_folder_lies_is_nobodys_business(quick, path, own_images, storage):
+    config = quick.replace(dataset=f"imagefolder:{own_images}/", storage=storage)
+    found = run(config)
+    recorded.record([found], path.parent.with_name("cpu-own") / "runs.csv")
+    text = (path.parent.with_name("cpu-own") / "runs.csv").read_text()
+    assert "secret" not in text
+    assert str(own_images.anchor) + "tmp" not in text
+    assert "imagefolder:own" in text
+    rows = recorded.matching([config], "cpu-own")
+    assert list(rows["key"]) == [found.key]  # though it lies elsewhere for whoever reads it
