@@ -34,6 +34,8 @@ def record(runs: Iterable[Run], path: Path) -> int:
     ]
     with store.lock(f"recorded-{path.parent.name}"):
         old = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["key"])
+        if not rows:
+            return len(old)
         whole = pd.concat([old[~old["key"].isin(runs)], pd.DataFrame(rows)]).sort_values("key")
         buffer = io.StringIO()
         whole.to_csv(buffer, index=False, float_format="%.7g", lineterminator="\n")
@@ -51,11 +53,11 @@ def matching(configs: Iterable[Config], folder: str = "cpu") -> pd.DataFrame:
     Returns:
         One row a run; no row where nothing was recorded.
     """
-    wanted = {config.replace(seed=0, dataset="eurosat-subset") for config in configs}
+    wanted = {_settings(config) for config in configs}
     rows = read(paths.reference() / folder / "runs.csv")
     if not len(rows):
         return rows
-    found = [from_json(text).replace(seed=0, dataset="eurosat-subset") in wanted for text in rows["config"]]
+    found = [_settings(from_json(text)) in wanted for text in rows["config"]]
     return rows[found].reset_index(drop=True)
 
 
@@ -93,6 +95,11 @@ def read(path: Path) -> pd.DataFrame:
 
 def _measured(runs: dict[str, Run]) -> set[str]:
     return {name for run in runs.values() for name in run.metrics}
+
+
+def _settings(config: Config) -> str:
+    """What counts of a config here: not its seed, and not its data set, which the folder of the table says."""
+    return json.dumps(config.to_dict() | {"seed": 0, "dataset": ""}, sort_keys=True)
 
 
 def _shareable(config: Config) -> dict:
