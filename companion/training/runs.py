@@ -108,14 +108,16 @@ def outdated() -> list[str]:
 
 @torch.no_grad()
 def two_views(method: Method, config: Config, images, pairs: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Projections u, v (k, d) of two augmented views of the first k = ``pairs`` images, and their labels (k,).
+    """Projections u, v (k, d) of two augmented views of k = ``pairs`` images, and their labels (k,).
 
-    They are float32 and lie on the method's device. Always the same views for the same ``config.seed``.
+    They are float32 and lie on the method's device. The images are a fixed random choice, for data sets are sorted by
+    class; always the same views for the same ``config.seed``.
     """
     device = _device(method)
     augment = config.augmentation.build(config.image_size)
     draws = torch.Generator(device).manual_seed(seed(config.seed, 1))
-    images, parts = images[:pairs], []
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed(1)))[:pairs]
+    images, parts = images.subset(chosen)[:], []
     for batch in images.images.split(CHUNK):
         views = (augment(batch.to(device), draws) for _ in range(2))
         parts.append(method.project(*views))

@@ -1,0 +1,222 @@
+"""A run on a device that is not the CPU: nothing of it stays behind, and its numbers are the CPU's."""
+
+import contextlib
+import copy
+import math
+
+import pytest
+import torch
+from elsewhere import Elsewhere, here, second_device
+
+from companion.training import Config, Contrastive, Labelled, Pairs, SimCLR, Supervised, Views, loop, run, runs, train
+from companion.training.data import Data, Split
+
+METHODS = [
+    Contrastive(), Contrastive(vrns=3, loss_batch_size=8), Contrastive(loss="clip", within_view=True),
+    Contrastive(loss="siglip", heads=2), Contrastive(loss="spectral"), Contrastive(loss="dcl"), Contrastive(loss="dhel"),
+    Labelled(), Labelled(loss="sup_con"), Labelled(loss="sincere"), Labelled(loss="lifted"),
+    Labelled(loss="batch_hard"), Labelled(loss="contrastive_margin"), Supervised(),
+]  # fmt: skip
+CONFIG = Config(
+    n_train=48, n_validation=12, width=4, projector_hidden=16, projector_dim=8, batch_size=16, epochs=2,
+    measured_pairs=40, augmentation=SimCLR(blur=0.5, grayscale=0.2), accelerator="cpu",
+)  # fmt: skip
+
+
+def split(n, seed, channels=3):
+    g = torch.Generator().manual_seed(seed)
+    return Split(torch.randint(256, (n, channels, 16, 16), dtype=torch.uint8, generator=g), torch.arange(n) % 4)
+
+
+TRAIN = split(48, 0)
+DATA = Data(TRAIN, split(12, 1), split(20, 2), "x")
+
+
+def build(config):
+    torch.manual_seed(0)
+    return config.method.build(config, TRAIN).eval()
+
+
+def onto(method, device):
+    """A copy on another device."""
+    method = copy.deepcopy(method)
+    for module in method.modules():
+        for name, value in module._parameters.items():
+            if value is not None:
+                module._parameters[name] = torch.nn.Parameter(value.detach().to(device))
+        for name, value in module._buffers.items():
+            module._buffers[name] = value.to(device) if value is not None else None
+    return method
+
+
+@pytest.fixture
+def device(monkeypatch):
+    with second_device(monkeypatch) as found:
+        yield found
+
+
+class Fabric:
+    """As much of Fabric as the loop uses, on the second device."""
+
+    def __init__(self, device):
+        self.device = device
+
+    def setup(self, method, optimizer):
+        method.mark_forward_method = lambda name: None
+        return method, optimizer
+
+    def autocast(self):
+        return contextlib.nullcontext()
+
+    def backward(self, loss):
+        loss.backward()
+
+
+def test_the_second_device_refuses_to_meet_the_first(device):
+    there = torch.ones(3).to(device)
+    assert isinstance(there, Elsewhere)
+    assert there.device.type == "meta"
+    assert (there + torch.ones(3, device=device)).sum().item() == 6
+    assert (there + 1)[torch.tensor([0, 2])].cpu().tolist() == [2, 2]
+    for wrong in (lambda: there + torch.ones(3), lambda: torch.ones(3)[there.long()], lambda: there * torch.arange(3)):
+        with pytest.raises(RuntimeError, match="same device"):
+            wrong()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_batches_are_made_on_the_device_of_the_source(device, channels):
+    images = split(48, 0, channels)
+    expected = list(Views(images, CONFIG.augmentation.build(16), 16, seed=0).batches(1))
+    found = list(Views(images, CONFIG.augmentation.build(16), 16, seed=0, device=device).batches(1))
+    assert len(found) == len(expected) == 3
+    for ours, theirs in zip(found, expected, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert torch.equal(here(a), b)
+
+
+def test_texts_go_to_the_device_too(device):
+    texts = torch.arange(48)[:, None].expand(48, 5).contiguous()
+    for batch in Pairs(TRAIN, texts, CONFIG.augmentation.build(16), 16, seed=0, device=device).batches(0):
+        assert torch.equal(here(batch.second)[:, 0] % 4, here(batch.labels))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{m.title} {getattr(m, 'loss_batch_size', '')}")
+def test_training_stays_on_the_device_and_gives_what_the_cpu_gives(device, method):
+    config = CONFIG.replace(method=method)
+    on_cpu = build(config)
+    there = onto(on_cpu, device)
+
+    def track(method):
+        u, v, _ = runs.two_views(method, config, TRAIN, 16)
+        return {"u": u.sum().item()}
+
+    augmentation = config.augmentation.build(16)
+    expected = train(on_cpu, Views(TRAIN, augmentation, 16, seed=0), config, track=track)
+    source = Views(TRAIN, augmentation, 16, seed=0, device=device)
+    found = train(there, source, config, fabric=Fabric(device), track=track)
+    assert found == expected
+    for name, value in there.state_dict().items():
+        assert torch.equal(here(value), on_cpu.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_what_is_measured_lies_on_the_device_and_labels_with_it(device, heads):
+    config = CONFIG.replace(heads=heads)
+    on_cpu = build(config)
+    there = onto(on_cpu, device)
+    for function, arguments in ((runs.two_views, (config, TRAIN, 40)), (runs.features, (TRAIN,))):
+        expected, found = function(on_cpu, *arguments), function(there, *arguments)
+        for a, b in zip(found, expected, strict=True):
+            assert a.device.type == "meta"
+            assert torch.equal(here(a), b)
+    assert runs.measure(there, config, DATA) == runs.measure(on_cpu, config, DATA)
+
+
+@pytest.mark.parametrize("encoder", ["pixels", "colours", "resnet18"])
+def test_every_encoder_is_measured_on_the_device(device, encoder):
+    config = CONFIG.replace(encoder=encoder, image_size=16)
+    on_cpu = build(config)
+    assert runs.measure(onto(on_cpu, device), config, DATA) == runs.measure(on_cpu, config, DATA)
+
+
+def test_no_gpu_is_woken_by_a_seed(monkeypatch):
+    def woken(*_, **__):
+        raise AssertionError("a GPU was initialised")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("_lazy_init", "get_rng_state", "set_rng_state", "current_device"):
+        monkeypatch.setattr(torch.cuda, name, woken)
+    assert not torch.cuda.is_initialized()
+    with loop.seeded(1, 2):
+        torch.rand(3)
+    assert not torch.cuda.is_initialized()
+
+
+def test_a_gpu_in_use_gets_its_generator_back(monkeypatch):
+    asked = []
+
+    @contextlib.contextmanager
+    def fork_rng(devices):
+        asked.append(devices)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.random, "fork_rng", fork_rng)
+    state = torch.random.get_rng_state()
+    with loop.seeded(1, 2):
+        pass
+    torch.random.set_rng_state(state)
+    assert asked == [[3]]
+
+
+def test_checkpoints_are_read_onto_the_cpu_wherever_they_were_written(tmp_path, monkeypatch):
+    path, read = tmp_path / "checkpoint.pt", []
+    train(build(CONFIG), Views(TRAIN, CONFIG.augmentation.build(16), 16, seed=0), CONFIG, checkpoint=path)
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda *a, **options: read.append(options) or load(*a, **options))
+    train(build(CONFIG), Views(TRAIN, CONFIG.augmentation.build(16), 16, seed=0), CONFIG, checkpoint=path)
+    assert read == [{"weights_only": True, "map_location": "cpu"}]
+
+
+# ---- With a GPU ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{m.title} {getattr(m, 'loss_batch_size', '')}")
+def test_a_smoke_run_on_a_gpu(tiny, results, method):
+    config = tiny.replace(accelerator="cuda", method=method)
+    found = run(config)
+    assert all(math.isfinite(value) for value in found.metrics.values())
+    assert found.provenance["device"] == torch.cuda.get_device_name()
+    u, v, y = found.two_views()  # read back on the CPU
+    assert u.device == v.device == y.device == torch.device("cpu")
+    assert found.history["loss"].iloc[-1] < found.history["loss"].iloc[0]
+    near = run(config.replace(accelerator="cpu")).history["loss"].iloc[0]
+    assert found.history["loss"].iloc[0] == pytest.approx(near, rel=0.2)  # other draws, the same problem
+
+
+@pytest.mark.cuda
+def test_the_gpu_profile_trains_on_a_gpu(tiny, results):
+    config = tiny.replace(encoder="resnet18", precision="bf16-mixed", image_size=32, accelerator="cuda")
+    assert all(math.isfinite(value) for value in run(config).metrics.values())
+
+
+@pytest.mark.cuda
+def test_a_stopped_run_resumes_on_a_gpu(tiny, results, tmp_path, monkeypatch):
+    config = tiny.replace(accelerator="cuda")
+    whole = run(config)
+    monkeypatch.setenv("CONTRASTIVE_RESULTS", str(tmp_path / "stopped"))
+    step, steps = Contrastive().build(config, whole.data().train).__class__.after_step, []
+
+    def stop(self):
+        steps.append(1)
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+        step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("companion.training.methods.base.Method.after_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(config)
+    assert run(config).metrics == pytest.approx(whole.metrics, abs=0.05)
