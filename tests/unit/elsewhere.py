@@ -22,7 +22,7 @@ class Elsewhere(torch.Tensor):
         )  # fmt: skip
 
     def __init__(self, real):
-        self.real = real
+        self.held = real
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -47,7 +47,7 @@ def _run(function, args, kwargs):
         raise RuntimeError(f"{name}: Expected all tensors to be on the same device, but found at least two devices")
     if asked is not None:
         kwargs = kwargs | {"device": torch.device("cpu")}
-    unwrapped = tree_map(lambda x: x.real if isinstance(x, Elsewhere) else x, (args, kwargs))
+    unwrapped = tree_map(lambda x: x.held if isinstance(x, Elsewhere) else x, (args, kwargs))
     out = function(*unwrapped[0], **unwrapped[1])
     if not (torch.device(asked).type == DEVICE.type if asked is not None else there):
         return out
@@ -58,13 +58,16 @@ def _run(function, args, kwargs):
 @contextlib.contextmanager
 def second_device(monkeypatch):
     """Inside, :data:`DEVICE` can be computed on, and draws the numbers that the CPU draws."""
-    generator = torch.Generator
+    generator, autocast, as_tensor = torch.Generator, torch.autocast, torch.as_tensor
     with monkeypatch.context() as patch, _Machine():
         patch.setattr(torch, "Generator", lambda device="cpu": generator())
+        patch.setattr(torch, "autocast", lambda device_type, *a, **options: autocast("cpu", *a, **options))
+        # Of a number torch makes a tensor below what a dispatch mode sees.
+        patch.setattr(torch, "as_tensor", lambda x, dtype=None, device="cpu": as_tensor(x, dtype=dtype).to(device))
         yield DEVICE
 
 
 def here(x: torch.Tensor) -> torch.Tensor:
     """What a tensor of the second device holds."""
     assert isinstance(x, Elsewhere)
-    return x.real
+    return x.held
