@@ -34,6 +34,7 @@ def panels(columns: int = 1, rows: int = 1, *, height: float = 3.4, **options) -
     figure, axes = plt.subplots(
         rows, columns, figsize=(WIDTH, height * rows), layout="constrained", squeeze=False, **options
     )
+    plt.close(figure)  # a notebook would show every open figure at the end of a cell, without its alt text
     return figure, axes.ravel()
 
 
