@@ -64,7 +64,7 @@ def _row(axes: Axes, row: int, claim: Claim, record: dict, reference: dict | Non
             axes.plot([place(o.low), place(o.high)], [row + shift] * 2, color=color, linewidth=2)
             axes.plot(place(o.value), row + shift, marker, color=color, markersize=6 if marker == "o" else 4.5)
     lines = [f"{here}, n = {here.n}"] + ([f"{then}, n = {then.n}, recorded"] if then else [])
-    lines += ["\n".join(textwrap.wrap(f"published: {claim.paper}", 50)[:1])] if claim.paper else []
+    lines += ["\n".join(textwrap.wrap(f"published: {claim.paper}", 50)[:2])] if claim.paper else []
     axes.text(RIGHT + 0.015, row, "\n".join(lines), va="center", fontsize=6.5, linespacing=1.3)
 
 
