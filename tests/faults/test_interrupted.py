@@ -25,7 +25,13 @@ training.run(from_json(sys.argv[1]))
 
 @pytest.fixture
 def config(tiny):
-    return tiny.replace(n_train=1000, epochs=20, width=16)
+    return tiny.replace(n_train=1000, epochs=9, width=16)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A results folder for the same run, trained once for all tests and never stopped."""
+    return tmp_path_factory.mktemp("uninterrupted")
 
 
 def start(config) -> subprocess.Popen:
@@ -47,7 +53,7 @@ def wait_for_epoch(config, epoch: int, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.parametrize("means", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_resumes_and_ends_bit_identical(config, results, monkeypatch, means):
+def test_a_stopped_run_resumes_and_ends_bit_identical(config, results, uninterrupted, monkeypatch, means):
     process = start(config)
     wait_for_epoch(config, 3, process)
     os.killpg(process.pid, means)
@@ -64,7 +70,7 @@ def test_a_stopped_run_resumes_and_ends_bit_identical(config, results, monkeypat
     steps = config.n_train // config.batch_size
     assert len(trained) == (config.epochs - done) * steps  # it did not start over
 
-    monkeypatch.setenv("CONTRASTIVE_RESULTS", str(results.parent / "uninterrupted"))
+    monkeypatch.setenv("CONTRASTIVE_RESULTS", str(uninterrupted))
     whole = training.run(config)
     assert resumed.path != whole.path
     assert not [path for path in resumed.path.iterdir() if path.name.startswith(".")]

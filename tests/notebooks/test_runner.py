@@ -12,8 +12,9 @@ import pytest
 from nbformat import v4
 
 from companion import paths
-from companion.course import execute
+from companion.course import execute, report
 from companion.errors import CompanionError
+from companion.ledger import load
 
 PARAMETERS = 'PROFILE = "auto"\nDATASET = ""\nSEED = 0'
 TRAINS = """
@@ -23,12 +24,6 @@ profile = profiles.load(PROFILE, dataset=DATASET, seed=SEED)
 small = {"n_train": 64, "n_validation": 20, "width": 4, "epochs": 1, "warmup_epochs": 0, "batch_size": 32}
 for run in training.sweep(profile.configs(**small)[:3]):
     print(run.path.name)
-"""
-SCOREBOARD = """
-from companion.course import profiles
-from companion.ledger import Ledger, scoreboard
-scoreboard.write(Ledger(profiles.load(PROFILE, dataset=DATASET, seed=SEED)))
-print("written")
 """
 
 
@@ -49,7 +44,7 @@ def project(tmp_path_factory):
     (root / "notebooks").mkdir()
     write(root / "notebooks" / "01_trains.ipynb", TRAINS)
     write(root / "notebooks" / "02_prints.ipynb", "print(1 + 1)")
-    write(root / "notebooks" / "13_scoreboard.ipynb", SCOREBOARD)
+    write(root / "notebooks" / "13_scoreboard.ipynb", "print('the scoreboard')")
     return root
 
 
@@ -66,39 +61,52 @@ def executed(done: subprocess.CompletedProcess) -> list[str]:
     return sorted(re.findall(r"(\w+) …", done.stdout))
 
 
+def due(project, *arguments) -> list[str]:
+    """Names of the notebooks that Make would run now."""
+    done = make(project, "--dry-run", "notebooks", *arguments)
+    assert done.returncode == 0, done.stderr
+    return sorted(re.findall(r"companion\.course\.execute notebooks/(\w+)\.ipynb", done.stdout))
+
+
 def runs(project) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in project.glob("results/runs/[!.]*/metrics.json")}
 
 
 def test_what_runs_when(project):
+    assert due(project, "PROFILE=smoke") == ["01_trains", "02_prints", "13_scoreboard"]
     first = make(project, "PROFILE=smoke", "reproduce")
     assert first.returncode == 0, first.stderr
     assert executed(first) == ["01_trains", "02_prints", "13_scoreboard"]
+    assert first.stdout.index("13_scoreboard …") > first.stdout.index("01_trains done")
     assert "Scoreboard, profile smoke" in first.stdout
     trained = runs(project)
     assert len(trained) == 3
 
-    again = make(project, "PROFILE=smoke", "reproduce")
+    again = make(project, "PROFILE=smoke", "NOTEBOOKS=01", "reproduce")
     assert (again.returncode, executed(again)) == (0, [])
-    assert "Scoreboard, profile smoke" in again.stdout
+    assert "Scoreboard, profile smoke" in again.stdout  # printed fresh, though nothing was to be done
 
+    assert due(project, "PROFILE=smoke") == []
     (project / "notebooks" / "02_prints.ipynb").touch()
-    assert executed(make(project, "PROFILE=smoke", "reproduce")) == ["02_prints", "13_scoreboard"]
-    assert runs(project) == trained
+    assert due(project, "PROFILE=smoke") == ["02_prints", "13_scoreboard"]
+    assert due(project, "PROFILE=smoke", "NOTEBOOKS=01") == []
+    assert due(project, "PROFILE=smoke", "NOTEBOOKS=02") == ["02_prints"]
+    assert due(project, "PROFILE=smoke", "SEED=5", "NOTEBOOKS=01 13") == ["01_trains", "13_scoreboard"]
 
     gone = sorted(trained)[1]
     shutil.rmtree(project / "results" / "runs" / gone)
-    assert executed(make(project, "PROFILE=smoke", "reproduce")) == ["01_trains", "13_scoreboard"]
+    assert due(project, "PROFILE=smoke") == ["01_trains", "02_prints", "13_scoreboard"]
+    assert executed(make(project, "PROFILE=smoke", "NOTEBOOKS=01", "reproduce")) == ["01_trains"]
     now = runs(project)
     assert set(now) == set(trained)
     assert [name for name in now if now[name] != trained[name]] == [gone]  # only that run was trained again
 
-    other = make(project, "PROFILE=smoke", "SEED=5", "NOTEBOOKS=02", "reproduce")
-    assert executed(other) == ["02_prints"]
-    assert (project / "results" / "smoke-seed5" / "notebooks" / "02_prints.ipynb").exists()
+    for file in ("companion/training/loop.py", "companion/ledger/claims.yaml", "data/eurosat-subset.jpg"):
+        (project / file).touch()
+        assert "01_trains" in due(project, "PROFILE=smoke"), file
 
 
-def test_a_failing_cell_is_told_and_the_others_still_run(project):
+def test_a_failing_cell_is_told_the_others_still_run_and_the_scoreboard_is_printed(project):
     write(project / "notebooks" / "02_prints.ipynb", "print('so far')\nraise RuntimeError('the reason')")
     (project / "notebooks" / "01_trains.ipynb").touch()
     failed = make(project, "PROFILE=smoke", "reproduce")
@@ -108,10 +116,11 @@ def test_a_failing_cell_is_told_and_the_others_still_run(project):
     assert "RuntimeError" in failed.stderr
     assert "the reason" in failed.stderr
     assert "01_trains done" in failed.stdout
+    assert "Some notebooks failed" in failed.stderr
+    assert "Scoreboard, profile smoke" in failed.stdout
     partial = project / "results" / "smoke" / "notebooks" / "02_prints.failed.ipynb"
     assert "so far" in partial.read_text()
-    mended = make(project, "PROFILE=smoke", "reproduce")
-    assert executed(mended) == ["02_prints", "13_scoreboard"]
+    assert due(project, "PROFILE=smoke") == ["02_prints", "13_scoreboard"]
 
 
 @pytest.mark.parametrize(
@@ -120,8 +129,7 @@ def test_a_failing_cell_is_told_and_the_others_still_run(project):
         (["PROFILE=gpus", "reproduce"], "Unknown PROFILE 'gpus': expected one of auto smoke cpu gpu paper reference"),
         (["NOTEBOOKS=77", "reproduce"], "Unknown notebook '77'"),
         (["CLAIMS=lee2025.table9", "reproduce"], "Unknown claim 'lee2025.table9'"),
-        (["PROFILE=smoke", "DATASET=mnist", "NOTEBOOKS=02", "reproduce"], "Unknown data set 'mnist'"),
-        (["PROFILE=smoke", "SEED=-1", "NOTEBOOKS=02", "reproduce"], "seed is -1"),
+        (["PROFILE=smoke", "DATASET=mnist", "NOTEBOOKS=02", "notebooks"], "Unknown data set 'mnist'"),
     ],
 )
 def test_bad_settings_stop_it_before_anything_runs(project, arguments, expected):
@@ -129,6 +137,25 @@ def test_bad_settings_stop_it_before_anything_runs(project, arguments, expected)
     assert done.returncode != 0
     assert expected in done.stderr
     assert executed(done) == []
+
+
+@pytest.mark.parametrize("module", [execute, report])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--profile", "gpus"], "Unknown profile 'gpus'"),
+        (["--profile", "smoke", "--dataset", "mnist"], "Unknown data set 'mnist'"),
+        (["--profile", "smoke", "--seed", "-1"], "seed is -1"),
+    ],
+)
+def test_bad_options_are_told_without_a_traceback(project, results, monkeypatch, capsys, module, options, expected):
+    notebook = [str(project / "notebooks" / "02_prints.ipynb")] if module is execute else []
+    monkeypatch.setattr(sys, "argv", ["module", *notebook, *options])
+    assert module.main() == 2
+    captured = capsys.readouterr()
+    assert expected in captured.err
+    assert captured.out == ""
+    assert not results.exists()
 
 
 def test_an_unknown_parameter_stops_it_before_anything_runs(project, tmp_path, monkeypatch):
@@ -143,22 +170,29 @@ def test_help_names_every_target(project):
         assert f"\n  {target} " in text
 
 
-def test_a_claim_names_the_notebook_that_tests_it(project):
-    (project / "notebooks" / "08_small_batch_variance.ipynb").write_bytes(
-        (project / "notebooks" / "02_prints.ipynb").read_bytes()
-    )
-    done = make(project, "PROFILE=smoke", "SEED=6", "CLAIMS=lee2025.table1.trend companion.steps.longer", "reproduce")
-    (project / "notebooks" / "08_small_batch_variance.ipynb").unlink()
-    assert executed(done) == ["08_small_batch_variance"], done.stderr
+def test_claims_name_the_notebooks_that_test_them(project):
+    """Those of the ledger, in a project that has their notebooks."""
+    others = [
+        project / "notebooks" / f"{name}.ipynb" for name in ("07_full_batch_misalignment", "08_small_batch_variance")
+    ]
+    for path in others:
+        path.write_bytes((project / "notebooks" / "02_prints.ipynb").read_bytes())
+    try:
+        chosen = "CLAIMS=lee2025.table1.trend companion.steps.longer"
+        assert due(project, "SEED=6", chosen) == ["08_small_batch_variance"]
+        assert due(project, "SEED=6", chosen, "NOTEBOOKS=02") == ["02_prints", "08_small_batch_variance"]
+        assert due(project, "SEED=6", "CLAIMS=lee2025.theorem5.1") == ["07_full_batch_misalignment"]
+    finally:
+        for path in others:
+            path.unlink()
 
 
-def test_a_failure_does_not_hide_behind_an_old_scoreboard(project):
-    write(project / "notebooks" / "02_prints.ipynb", "raise RuntimeError('the reason')")
-    failed = make(project, "PROFILE=smoke", "NOTEBOOKS=02", "reproduce")
-    write(project / "notebooks" / "02_prints.ipynb", "print(1 + 1)")
-    assert failed.returncode != 0
-    assert "Some notebooks failed" in failed.stderr
-    assert "Scoreboard, profile smoke" in failed.stdout
+def test_every_claim_can_be_named(project):
+    """Make reads claims.yaml line by line: it must find every id and its notebook."""
+    script = project / "which.mk"
+    script.write_text("include Makefile\nwhich:\n\t@$(foreach c,$(IDS),echo $(c) $(call tests,$(c));)\n")
+    done = make(project, "-f", "which.mk", "which", f"IDS={' '.join(load())}")
+    assert dict(line.split() for line in done.stdout.splitlines()) == {c.id: c.notebook for c in load().values()}
 
 
 def test_the_reference_records_a_row_a_run(project):

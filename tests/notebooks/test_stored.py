@@ -94,26 +94,50 @@ def test_it_is_built_as_the_others_are(notebook, path):
     assert "## References" in prose
 
 
-def checked(notebook):
-    """Patterns of the ids that the notebook's code names: literals whole, f-strings with ``.*`` in their holes."""
-    for cell in code(notebook):
-        source = "\n".join(line for line in cell.source.splitlines() if not line.startswith(("%", "!")))
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                yield re.escape(node.value)
-            elif isinstance(node, ast.JoinedStr):
-                parts = [re.escape(v.value) if isinstance(v, ast.Constant) else ".*" for v in node.values]
-                if "." in "".join(v.value for v in node.values if isinstance(v, ast.Constant)):
-                    yield "".join(parts)
+def pattern(node) -> str | None:
+    """A pattern for the values of a string in code: literals whole; in the holes of an f-string, a word of an id."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return re.escape(node.value)
+    if isinstance(node, ast.JoinedStr):
+        words = [re.escape(v.value) if isinstance(v, ast.Constant) else r"\.?\w*" for v in node.values]
+        if not isinstance(node.values[0], ast.Constant):
+            words[0] = r"[\w.]+"
+        return "".join(words)
+    return None
 
 
-def test_it_checks_the_claims_that_the_ledger_gives_it(notebook, path):
-    patterns = set(checked(notebook))
-    calls = "\n".join(cell.source for cell in code(notebook)).count("ledger.check(")
+def checks(notebook):
+    """Of every call of ``ledger.check``, the patterns of the ids that it may file.
+
+    An id that is a variable may be any string of the notebook's code that looks like one.
+    """
+    sources = [
+        "\n".join(x for x in cell.source.splitlines() if not x.startswith(("%", "!"))) for cell in code(notebook)
+    ]
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    like_ids = {p for node in nodes if (p := pattern(node)) and re.match(r"(companion|[a-z]+\d{4})\\\.", p)}
+    for node in nodes:
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "ledger.check":
+            given = node.args[0] if node.args else next(k.value for k in node.keywords if k.arg == "id")
+            yield [p] if (p := pattern(given)) else sorted(like_ids)
+
+
+def test_it_checks_the_claims_that_the_ledger_gives_it_and_no_others(notebook, path):
     mine = [claim.id for claim in load().values() if claim.notebook == path.stem]
-    assert bool(mine) <= bool(calls)
+    found = list(checks(notebook))
+    assert bool(mine) == bool(found)
+    for patterns in found:
+        assert any(re.fullmatch(p, id) for p in patterns for id in mine), f"{patterns}: not a claim of this notebook"
     for id in mine:
-        assert any(re.fullmatch(pattern, id) for pattern in patterns), f"{id} is never checked"
+        assert any(re.fullmatch(p, id) for patterns in found for p in patterns), f"{id} is never checked"
+
+
+def test_a_pattern_is_no_substring():
+    (first, second) = (ast.parse(text).body[0].value for text in ('"lee2025.fig3"', 'f"lee2025.fig3.{x}"'))
+    assert not re.fullmatch(pattern(first), "lee2025.fig3.flatter")
+    assert re.fullmatch(pattern(second), "lee2025.fig3.flatter")
+    assert not re.fullmatch(pattern(second), "lee2025.fig4.flatter")
+    assert not re.fullmatch(pattern(second), "lee2025xfig3.flatter")
 
 
 def test_a_display_formula_has_at_most_one_tag(notebook):

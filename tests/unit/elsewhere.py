@@ -43,7 +43,8 @@ def _run(function, args, kwargs):
     here = [x for x in tensors if not isinstance(x, Elsewhere) and x.dim()]  # a number may come along
     moves = name in ("copy_", "_to_copy")
     picks = name in ("index", "index_put", "index_put_") and isinstance(args[0], Elsewhere)  # by numbers on the CPU
-    if there and here and not moves and not picks:
+    written = [args[0]] if function._schema.is_mutable and isinstance(args[0], torch.Tensor) else []
+    if there and (here + [x for x in written if not isinstance(x, Elsewhere)]) and not moves and not picks:
         raise RuntimeError(f"{name}: Expected all tensors to be on the same device, but found at least two devices")
     if asked is not None:
         kwargs = kwargs | {"device": torch.device("cpu")}

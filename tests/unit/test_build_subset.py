@@ -14,7 +14,8 @@ from PIL import Image
 
 from companion import paths
 
-SCRIPT = paths.ROOT / "data" / "build_eurosat_subset.py"
+SCRIPT = paths.ROOT / "data" / "tools" / "build_eurosat_subset.py"  # a folder below data/ stays out of the wheel
+EMBEDDED = paths.ROOT / "data" / "eurosat-subset.jpg"
 TREE = os.environ.get("EUROSAT_TREE", "")  # the folder with the ten class folders of the official JPEG files
 
 
@@ -167,6 +168,11 @@ def test_an_image_that_is_not_the_original_is_told(script, miniature, content, e
         script.read_tiles(miniature)
 
 
+def test_without_another_place_it_writes_the_embedded_file(script):
+    assert script.OUT == EMBEDDED
+    assert hashlib.sha256(EMBEDDED.read_bytes()).hexdigest() == script.SHA256
+
+
 def build(folder: Path, out: Path) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, SCRIPT, folder, "--out", out], capture_output=True, text=True)
 
@@ -187,5 +193,5 @@ def test_from_the_command_line_too(tmp_path):
 def test_the_official_files_give_the_embedded_file_bit_for_bit(tmp_path):
     told = build(Path(TREE), tmp_path / "out.jpg")
     assert told.returncode == 0, told.stderr
-    assert (tmp_path / "out.jpg").read_bytes() == (SCRIPT.parent / "eurosat-subset.jpg").read_bytes()
+    assert (tmp_path / "out.jpg").read_bytes() == EMBEDDED.read_bytes()
     assert "0 test images equal a training image before compression, 0 after" in told.stdout

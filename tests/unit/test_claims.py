@@ -102,6 +102,39 @@ def test_holms_correction_by_hand():
     assert scoreboard.holm({"a": 0.001, "b": 0.016, "c": 0.03, "d": 0.031}) == {"a", "b"}
     assert scoreboard.holm({"a": 0.02, "b": 0.001}) == {"a", "b"}
     assert scoreboard.holm({"a": 0.2}) == set()
+    assert scoreboard.holm({}) == set()
+
+
+def adjusted(p_values):
+    """Holm's adjusted p-values as R's ``p.adjust`` and statsmodels have them: (m − i) p, never less than one before."""
+    result, largest = {}, 0.0
+    for i, name in enumerate(sorted(p_values, key=p_values.get)):
+        largest = max(largest, min(1.0, (len(p_values) - i) * p_values[name]))
+        result[name] = largest
+    return result
+
+
+def test_holms_correction_by_adjusted_p_values():
+    assert adjusted({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}) == pytest.approx(
+        {"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02}  # the example of statsmodels' and R's documentation
+    )
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        p_values = dict(enumerate(10 ** rng.uniform(-5, 0, size=rng.integers(1, 12))))
+        assert scoreboard.holm(p_values) == {name for name, p in adjusted(p_values).items() if p <= 0.05}
+
+
+def test_what_chance_is_asked_about(book):
+    """Measured claims that were decided; neither identities, nor what is inconclusive, nor what was not tested."""
+    book.check("formula", identity(0), quantity="q")
+    book.check("trained", Observed(0.5, 0.4, 0.6, 3), quantity="a difference", runs=runs())
+    book.check("accuracy", Observed(0.5, 0.4, 0.6, 3), quantity="q", runs=runs(0.4))  # nothing was learnt
+    book.check("drawn", Observed(0.9, 0.5, 1.3, 6), quantity="q")
+    found = scoreboard.decided(book.records())
+    half = 0.1 / stats.t.ppf(0.975, 2)
+    assert found == {"trained": pytest.approx(stats.t.sf(0.5 / half, 2))}
+    words = scoreboard.chance(book.records())
+    assert words.startswith("Of 3 measured claims about 0.2 intervals miss the truth by chance; of 1 decided ones 1 ")
 
 
 def test_differences_are_paired_by_seed_in_any_order():
@@ -184,6 +217,53 @@ def test_accuracy_is_tested_only_where_networks_learnt(book, accuracy, expected)
     assert book.check("trained", Observed(0.5, 0.4, 0.6, 3), quantity="a difference", runs=runs(0.4)) == "reproduced"
 
 
+def test_five_points_are_not_enough_and_every_run_counts_once(book):
+    observed = Observed(0.05, 0.04, 0.06, 3)
+    assert book.check("accuracy", observed, quantity="q", runs=runs(0.05, 0.0)) == NOT_LEARNT
+    assert book.check("accuracy", observed, quantity="q", runs=runs(0.0501, 0.0)) == "reproduced"
+    good, bad = runs(0.6, 0.4, "abc"), runs(0.2, 0.4, "de")  # .2, .2, .2, −.2, −.2: on average .04
+    assert book.check("accuracy", observed, quantity="q", runs=[good, bad]) == NOT_LEARNT
+    assert book.check("accuracy", observed, quantity="q", runs=[good, good, bad]) == NOT_LEARNT
+    assert book.check("accuracy", observed, quantity="q", runs=[good]) == "reproduced"
+
+
+def test_what_the_recorded_runs_foretell_agrees(book, results):
+    recorded = {"trained": {"value": 0.55, "low": 0.5, "high": 0.6, "n": 10, "verdict": "inconclusive"}}
+    (results / "reference" / "smoke").mkdir(parents=True)
+    (results / "reference" / "smoke" / "claims.json").write_text(json.dumps(recorded))
+    book.check("trained", Observed(0.5, 0.45, 0.55, 3), quantity="a difference", runs=runs())
+    book.check("formula", identity(0), quantity="q")
+    table = book.table()
+    assert table.loc["trained", ["verdict", "agrees"]].tolist() == ["reproduced", "yes"]  # the accuracy's alone decides
+    assert table.loc["formula", ["recorded", "agrees"]].tolist() == ["", ""]
+    scoreboard.write(book)
+    for ending in ("md", "html"):
+        assert "0.550 [0.500, 0.600]" in (book.folder / f"scoreboard.{ending}").read_text()
+    assert "0.550 [0.500, 0.600]" in scoreboard.text(book)
+    (results / "reference" / "smoke" / "claims.json").write_text("{half")
+    with pytest.raises(CompanionError, match=r"reference.*claims\.json is damaged"):
+        book.table()
+
+
+def test_nothing_is_recorded_for_another_data_set_or_seed(results, monkeypatch):
+    monkeypatch.setattr(paths, "reference", lambda: results / "reference")
+    (results / "reference" / "cpu").mkdir(parents=True)
+    record = {"lee2025.fig4.dcl": {"value": 0.0, "low": -0.1, "high": 0.1, "n": 10, "verdict": "inconclusive"}}
+    (results / "reference" / "cpu" / "claims.json").write_text(json.dumps(record))
+    assert Ledger(profiles.load("cpu")).recorded() == record
+    assert Ledger(profiles.load("cpu", dataset="cifar10")).recorded() == {}
+    assert Ledger(profiles.load("cpu", seed=3)).recorded() == {}
+
+
+def test_a_profile_that_does_not_test_a_claim_says_which_do(results):
+    book = Ledger(profiles.load("smoke"))
+    paper = "lee2025.table1.simclr.m32"
+    assert not book.tests(paper)
+    assert book.tests("lee2025.table1.trend")
+    assert not Ledger(profiles.load("smoke", dataset="cifar10")).tests("lee2025.table1.trend")
+    assert book.table(everything=True).loc[paper, "verdict"] == "at profile paper"
+
+
 def test_the_recorded_tier_decides_about_accuracy_and_stands_beside_the_rest(book, results):
     recorded = {
         "accuracy": {"value": 0.0, "low": -0.004, "high": 0.004, "n": 10, "verdict": "not reproduced"},
@@ -229,8 +309,11 @@ def test_the_scoreboard_shows_range_interval_and_chance(book):
             assert words in text, words
     text = scoreboard.text(book)
     assert "Identities: 1 of 1 hold" in text
-    assert "1 reproduced" not in text.splitlines()[0]
-    assert "2 reproduced, 1 not tested here, 1 not reproduced" in text or "2 reproduced" in text
+    for words in ("2 reproduced", "1 not tested here", "1 not reproduced", "found before: none", "0 to 1", "5.0"):
+        assert words in text, words
+    (row,) = [line for line in text.splitlines() if line.startswith("trained")]
+    assert "0.500 [0.400, 0.600]" in row
+    assert row.rstrip().endswith("✓")
 
 
 def test_the_forest_plot_has_a_row_for_each_observed_claim(book):
@@ -267,6 +350,56 @@ def test_every_claim_of_the_ledger_is_sound():
             assert 0 not in ends or entry.id in ENDS_AT_ZERO, f"{entry.id}: name the smallest difference that matters"
         if entry.accuracy:
             assert entry.kind == "trained", entry.id
+
+
+TO_COME = {"04_temperature", "05_alignment_uniformity"}  # notebooks that claims already name
+
+
+def test_every_claim_has_a_notebook_that_exists_or_is_to_come():
+    written = {path.stem for path in (paths.ROOT / "notebooks").glob("*.ipynb")}
+    named = {entry.notebook for entry in ledger.load().values()}
+    assert named <= written | TO_COME
+    assert not written & TO_COME
+
+
+def test_every_trained_claim_was_foretold_before_it_was_measured():
+    for entry in ledger.load().values():
+        assert entry.kind == "identity" or entry.prediction in ("yes", "no", "open"), entry.id
+
+
+HEAD = "- {id: a.b, kind: identity, source: s, notebook: n, statement: t, quantity: q, at_most: 1"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"{HEAD}}}\n{HEAD}}}", r"Claim a\.b stands twice"),
+        (f"{HEAD}, expected: reproduced}}", r"Claim a\.b in claims\.yaml is malformed.*expected"),
+        (HEAD.replace("quantity: q, ", "") + "}", r"a\.b in claims\.yaml is malformed.*quantity"),
+        (f"{HEAD}, found: partly}}", "Unknown verdict found"),
+        (f"{HEAD}, provenance: hearsay}}", "Unknown provenance"),
+    ],
+)
+def test_a_malformed_ledger_is_told(tmp_path, monkeypatch, text, expected):
+    (tmp_path / "claims.yaml").write_text(text)
+    monkeypatch.setattr(module.resources, "files", lambda _: tmp_path)
+    with pytest.raises(CompanionError, match=expected):
+        module.load.__wrapped__()
+
+
+def test_one_word_found_stands_for_every_profile_that_tests_it(tmp_path, monkeypatch):
+    (tmp_path / "claims.yaml").write_text(f"{HEAD}, found: reproduced, profiles: [cpu, gpu]}}")
+    monkeypatch.setattr(module.resources, "files", lambda _: tmp_path)
+    assert module.load.__wrapped__()["a.b"].found == {"cpu": "reproduced", "gpu": "reproduced"}
+
+
+def test_ranges_and_published_values_in_words():
+    assert claim(at_most=math.inf).range == "≥ 0"
+    assert claim(at_least=-math.inf).range == "≤ 1"
+    assert claim(at_least=1).range == "1"
+    assert claim(at_least=0.25).range == "0.25 to 1"
+    assert claim(published=".16").paper == ".16"
+    assert claim(published=".16", provenance="figure").paper == ".16 (read off a figure)"
 
 
 def test_profiles_that_a_claim_may_name_exist():

@@ -79,7 +79,12 @@ def test_the_second_device_refuses_to_meet_the_first(device):
     assert there.device.type == "meta"
     assert (there + torch.ones(3, device=device)).sum().item() == 6
     assert (there + 1)[torch.tensor([0, 2])].cpu().tolist() == [2, 2]
-    for wrong in (lambda: there + torch.ones(3), lambda: torch.ones(3)[there.long()], lambda: there * torch.arange(3)):
+    number = torch.tensor(1.0)
+    assert ((there + number) / number).sum().item() == 6  # a number may come along, but not be written to
+    for wrong in (
+        lambda: there + torch.ones(3), lambda: torch.ones(3)[there.long()], lambda: there * torch.arange(3),
+        lambda: number.add_(there.sum()),
+    ):  # fmt: skip
         with pytest.raises(RuntimeError, match="same device"):
             wrong()
 

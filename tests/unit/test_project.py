@@ -1,11 +1,13 @@
 """The project's own rules: one place for each fact, and a package whose modules only look upwards."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib import metadata
 
 import pytest
 import yaml
@@ -82,25 +84,39 @@ class Blocker(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Blocker())
 import companion.{module}
 """
-OPTIONAL = [
-    "filelock",
-    "joblib",
-    "lightning_fabric",
-    "pandas",
-    "PIL",
-    "safetensors",
-    "sklearn",
-    "threadpoolctl",
-    "torchvision",
-    "tqdm",
-    "matplotlib",
-    "seaborn",
-    "IPython",
-    "papermill",
-    "nbformat",
-    "yaml",
-    "kornia",
-]
+
+
+def plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def with_dependencies(names) -> set[str]:
+    """These distributions and whatever they need, extras aside."""
+    found, todo = set(), [plain(name) for name in names]
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found.add(name)
+            try:
+                texts = metadata.requires(name) or []
+            except metadata.PackageNotFoundError:  # of another platform
+                continue
+            todo += [plain(Requirement(text).name) for text in texts if "extra ==" not in text]
+    return found
+
+
+def everything_but(names) -> list[str]:
+    """Importable names of all that is installed, but for these distributions and what they need."""
+    allowed = with_dependencies(names)
+    return [
+        module
+        for module, distributions in metadata.packages_distributions().items()
+        if module.isidentifier() and not module.startswith("_") and module != "companion"
+        and not {plain(name) for name in distributions} & allowed
+    ]  # fmt: skip
+
+
+SCIENTIFIC = [Requirement(text).name for text in PYPROJECT["project"]["dependencies"]]
 
 
 def import_alone(module: str, blocked: list[str]) -> subprocess.CompletedProcess:
@@ -110,8 +126,45 @@ def import_alone(module: str, blocked: list[str]) -> subprocess.CompletedProcess
 
 @pytest.mark.parametrize("module", SCIENCE)
 def test_the_science_needs_torch_numpy_and_scipy_alone(module):
-    done = import_alone(module, OPTIONAL)
+    assert sorted(SCIENTIFIC) == ["numpy", "scipy", "torch"]
+    blocked = everything_but(SCIENTIFIC)
+    assert {"torchvision", "pandas", "sklearn", "matplotlib", "yaml", "PIL", "kornia", "pytest"} <= set(blocked)
+    done = import_alone(module, blocked)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("module", "extra"), [("training", "train"), ("ledger", "course"), ("course", "course")])
+def test_with_the_science_alone_the_rest_names_its_extra(module, extra):
+    done = import_alone(module, everything_but(SCIENTIFIC))
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("companion.errors.MissingExtraError: ")
+    assert re.search(r"pip install 'contrastive-companion\[(train|course)\]'", last).group(1) in ("train", extra)
+
+
+EXTRAS = {"training": ["train"], "ledger": ["train", "course"], "course": ["train", "course"],
+          "bench": ["train", "course", "oracles"]}  # fmt: skip
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_what_a_room_imports_stands_in_its_extra(room):
+    """Of the store, too: it belongs to training, and torch brings its lock along."""
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    texts = [text for name in EXTRAS.get(room, ["train"] if room == "store" else []) for text in extras[name]]
+    declared = {plain(name) for name in SCIENTIFIC} | {plain(Requirement(text).name) for text in texts}
+    sources = [PACKAGE / f"{room}.py"] if (PACKAGE / f"{room}.py").exists() else (PACKAGE / room).rglob("*.py")
+    owners = metadata.packages_distributions()
+    for path in sources:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "importlib.import_module":
+                names = [node.args[0].value]
+            for top in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"companion"}:
+                assert {plain(owner) for owner in owners[top]} & declared, f"{path.name} imports {top}"
 
 
 @pytest.mark.parametrize(
@@ -129,21 +182,53 @@ def test_what_is_missing_is_named_with_its_extra(module, missing, extra):
         assert missing in done.stderr
 
 
+INSTALLED = """
+import companion
+from companion.ledger import load
+from companion.training import data
+assert load()
+print(companion.__file__, len(data.load("eurosat-subset", image_size=32, n_train=8000).train))
+"""
+
+
 def test_the_wheel_carries_the_images_and_the_claims(tmp_path):
     pytest.importorskip("setuptools", minversion="77")
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, "."]
     source = tmp_path / "source"
-    tracked = subprocess.run(["git", "ls-files"], cwd=paths.ROOT, capture_output=True, text=True).stdout.split()
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=paths.ROOT, capture_output=True, text=True
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    tracked = [name for name in listed.stdout.splitlines() if (paths.ROOT / name).is_file()]
     for name in tracked:
         if name.startswith(("companion/", "data/")) or name in ("pyproject.toml", "README.md", "LICENSE"):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((paths.ROOT / name).read_bytes())
     subprocess.run(command, cwd=source, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
+    with zipfile.ZipFile(wheel) as packed:
+        packed.extractall(tmp_path / "installed")
+        names = packed.namelist()
     for needed in ("embedded/eurosat-subset.jpg", "embedded/LICENSE.eurosat", "ledger/claims.yaml", "training/loop.py"):
         assert f"companion/{needed}" in names
     assert wheel.stat().st_size < 8e6
+    assert not [name for name in names if name.startswith("companion/embedded/") and name.endswith(".py")]
+    found = {name for name in names if name.startswith("companion/") and name.endswith(".py")}
+    assert found == {name for name in tracked if name.startswith("companion/") and name.endswith(".py")}
+    (tmp_path / "elsewhere").mkdir()  # where it is used, far from any checkout
+    done = subprocess.run(
+        [sys.executable, "-c", INSTALLED], cwd=tmp_path / "elsewhere", capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "installed"), "CONTRASTIVE_DATA": ""},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(tmp_path / "installed" / "companion" / "__init__.py"), "8000"]
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_the_constraints_know_no_package_twice():
+    names = re.findall(r"^([A-Za-z0-9._-]+)==", (paths.ROOT / "constraints.txt").read_text(), re.M)
+    assert len({plain(name) for name in names}) == len(names)
 
 
 def test_files_stay_short():
@@ -167,14 +252,14 @@ def test_environment_yml_leaves_the_dependencies_to_pyproject():
 def test_constraints_pin_every_dependency_within_its_bounds_and_name_no_address():
     lines = [line for line in (paths.ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+( ;.*)?", line) for line in lines if line), lines
-    pins = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower(): line.split("==")[1] for line in lines if line}
+    pins = {plain(line.split("==")[0]): line.split("==")[1] for line in lines if line}
     extras = PYPROJECT["project"]["optional-dependencies"]
     needed = [text for name in ("train", "course", "oracles", "dev") for text in extras[name]]
     for text in (*PYPROJECT["project"]["dependencies"], *needed):
         requirement = Requirement(text)
         if requirement.name == PYPROJECT["project"]["name"]:  # an extra that includes another
             continue
-        pin = pins[re.sub(r"[-_.]+", "-", requirement.name).lower()].split(" ;")[0]
+        pin = pins[plain(requirement.name)].split(" ;")[0]
         assert requirement.specifier.contains(pin), f"{text} against {pin}"
 
 

@@ -1,6 +1,6 @@
 """Rebuild the embedded EuroSAT subset, bit for bit, from the official JPEG files.
 
-    python data/build_eurosat_subset.py FOLDER [--out FILE]
+    python data/tools/build_eurosat_subset.py FOLDER [--out FILE]
 
 FOLDER holds the ten class folders, ``AnnualCrop/AnnualCrop_1.jpg`` and so on. Of each class the files are put in the
 order of the SHA-256 of their names: the first 800 are training images, the next 200 test images. Nothing is drawn at
@@ -22,7 +22,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-OUT = Path(__file__).with_name("eurosat-subset.jpg")
+OUT = Path(__file__).parent.with_name("eurosat-subset.jpg")
 CLASSES = {  # in alphabetical order, with the number of images that EuroSAT has of each
     "AnnualCrop": 3000,
     "Forest": 3000,
@@ -162,7 +162,9 @@ def write(packed: bytes, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder with the ten class folders of the official JPEG files")
-    parser.add_argument("--out", type=Path, default=OUT, help="where to write the subset (default: beside this script)")
+    parser.add_argument(
+        "--out", type=Path, default=OUT, help="where to write the subset (default: data/eurosat-subset.jpg)"
+    )
     arguments = parser.parse_args()
     tiles = read_tiles(arguments.folder)
     packed = compress(tiles)
