@@ -8,7 +8,7 @@ with extra("train"):
     from companion.training.config import Config
     from companion.training.loop import train
     from companion.training.methods import Batch, Contrastive, Labelled, Method, Supervised
-    from companion.training.runs import Run, load_data
+    from companion.training.runs import Run, initial, load_data
     from companion.training.sources import Pairs, Views
     from companion.training.sweeps import run, sweep
 
@@ -25,6 +25,7 @@ __all__ = [
     "Unchanged",
     "Views",
     "baselines",
+    "initial",
     "load_data",
     "run",
     "sweep",
