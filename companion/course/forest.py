@@ -11,7 +11,7 @@ from companion.course.figures import VERDICT_COLORS, WIDTH, panels
 from companion.ledger import Claim, Observed
 from companion.ledger.ledger import observed
 
-ROW = 0.47  # inches
+ROW = 0.56  # inches: four lines of numbers
 LEFT, RIGHT = 0.47, 0.72  # between them the intervals are drawn, in shares of the width
 
 
@@ -31,7 +31,7 @@ def forest(claims: list[Claim], records: dict[str, dict], recorded: dict[str, di
     figure.set_figwidth(WIDTH * 1.1)
     axes.axis("off")
     axes.set(xlim=(0, 1), ylim=(len(shown) - 0.4, -1.0))
-    for x, title in ((0.0, "claim"), (LEFT, "accepted range and 95 % intervals"), (RIGHT + 0.015, "numbers")):
+    for x, title in ((0.0, "claim"), (LEFT, "accepted range, 95 % intervals"), (RIGHT + 0.015, "numbers")):
         axes.text(x, -0.75, title, va="center", fontsize=8, weight="bold")
     for row, claim in enumerate(shown):
         _row(axes, row, claim, records[claim.id], recorded.get(claim.id))
@@ -51,7 +51,7 @@ def _row(axes: Axes, row: int, claim: Claim, record: dict, reference: dict | Non
     seen = [o for o in (here, then) if o]
     place = _scale(claim, seen)
     axes.axhline(row + 0.5, color="0.93", linewidth=0.8)
-    axes.text(0, row - 0.14, "\n".join(textwrap.wrap(claim.statement, 66)[:2]), va="center", fontsize=7.5)
+    axes.text(0, row - 0.14, _wrapped(claim.statement, 66), va="center", fontsize=7.5)
     axes.text(0, row + 0.34, f"{claim.source} · {claim.kind}", va="center", fontsize=6, color="0.45")
     ends = [place(end) if math.isfinite(end) else limit
             for end, limit in ((claim.at_least, LEFT), (claim.at_most, RIGHT))]  # fmt: skip
@@ -64,8 +64,13 @@ def _row(axes: Axes, row: int, claim: Claim, record: dict, reference: dict | Non
             axes.plot([place(o.low), place(o.high)], [row + shift] * 2, color=color, linewidth=2)
             axes.plot(place(o.value), row + shift, marker, color=color, markersize=6 if marker == "o" else 4.5)
     lines = [f"{here}, n = {here.n}"] + ([f"{then}, n = {then.n}, recorded"] if then else [])
-    lines += ["\n".join(textwrap.wrap(f"published: {claim.paper}", 50)[:2])] if claim.paper else []
+    lines += [_wrapped(f"published: {claim.paper}", 50)] if claim.paper else []
     axes.text(RIGHT + 0.015, row, "\n".join(lines), va="center", fontsize=6.5, linespacing=1.3)
+
+
+def _wrapped(text: str, width: int) -> str:
+    """Two lines at most; an equation is not torn."""
+    return "\n".join(textwrap.wrap(text.replace(" = ", "\u00a0=\u00a0"), width)[:2])
 
 
 def _scale(claim: Claim, seen: list[Observed]):

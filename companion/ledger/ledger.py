@@ -84,8 +84,21 @@ class Ledger:
         """
         return read(paths.reference() / self.profile.tests_as / "claims.json") if not self.profile.tag else {}
 
+    def deciding(self) -> dict[str, dict]:
+        """The record that gives each observed claim its verdict: of one about accuracy the recorded reference's, where
+        there is one, since it has more seeds; else what was observed here."""
+        recorded, claims = self.recorded(), load()
+        return {
+            id: recorded[id] if claims[id].accuracy and id in recorded else record
+            for id, record in self.records().items()
+        }
+
     def print_verdicts(self) -> None:
-        """Print this notebook's verdicts that were found before at this profile: they must come out again."""
+        """Print this notebook's verdicts that were found before at this profile: they must come out again.
+
+        What chance could turn has no verdict *found before*; the table has all.
+        """
+        print("Verdicts that must come out again (those that chance could turn stand in the table below alone):")
         for id, record in self._checked.items():
             if self._found(load()[id]):
                 print(f"{id}: {record['verdict']}")
@@ -131,7 +144,7 @@ class Ledger:
             row |= {"here": str(here), "n": here.n, "verdict": record["verdict"]}
             if row["recorded"]:
                 row["agrees"] = "yes" if reference.foretells(here) else "no"
-            if row["recorded"] and claim.accuracy:
+            if row["recorded"] and claim.accuracy:  # as in `deciding`
                 row["verdict"] = recorded["verdict"]
         elif self.profile.tests_as not in claim.profiles:
             row["verdict"] = f"at profile {', '.join(claim.profiles)}"

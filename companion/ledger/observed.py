@@ -31,7 +31,10 @@ class Observed:
     def __str__(self) -> str:
         if self.low == self.high:
             return f"{self.value:.0f}" if self.value == round(self.value) else f"{self.value:.4g}"
-        digits = max(0, 2 - math.floor(math.log10(self.high - self.low)))  # the interval to about two digits
+        if max(-self.low, self.high) < 1e-4:
+            return f"{self.value:.1e} [{self.low:.1e}, {self.high:.1e}]"
+        digits = 2 - math.floor(math.log10(self.high - self.low))  # the interval to about two digits
+        digits = min(max(digits, 0), 6)  # a rounding error is no interval
         return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
     @property
@@ -42,10 +45,11 @@ class Observed:
     def p_value(self, at_least: float, at_most: float) -> float:
         """How likely a value at least as far to its side of the range's nearest end is, were the truth that very end.
 
-        Small both for a value well inside the range and for one well outside. One-sided, by Student's t.
+        Small both for a value well inside the range and for one well outside. One-sided, by Student's t;
+        0 for an identity.
         """
         if self.standard_error == 0:
-            return 0.0
+            return 0.0 if self.n == 1 else 0.5**self.n  # draws that do not differ: of the sign test
         distances = [abs(self.value - end) for end in (at_least, at_most) if math.isfinite(end)]
         return float(stats.t.sf(min(distances) / self.standard_error, self.n - 1))
 

@@ -5,7 +5,7 @@ import html
 import pandas as pd
 
 from companion import store
-from companion.ledger.claims import VERDICTS, load
+from companion.ledger.claims import NOT_LEARNT, VERDICTS, load
 from companion.ledger.ledger import Ledger, observed
 from companion.ledger.observed import LEVEL
 
@@ -25,32 +25,41 @@ def holm(p_values: dict[str, float], *, level: float = 1 - LEVEL) -> set[str]:
     return survivors
 
 
-def decided(records: dict[str, dict]) -> dict[str, float]:
-    """p-values of the measured claims that are reproduced or not reproduced: how easily chance gives that verdict."""
+def p_values(records: dict[str, dict]) -> dict[str, float]:
+    """Of every measured claim, decided or not, how easily chance gives a value so far to its side of the range's end.
+
+    ``records`` are those that decide: :meth:`Ledger.deciding`. A claim that is not about chance, an identity or one that
+    was not tested because nothing was learnt, has none.
+    """
     claims = load()
     return {
         id: observed(record).p_value(claims[id].at_least, claims[id].at_most)
         for id, record in records.items()
-        if claims[id].kind != "identity" and record["verdict"] in ("reproduced", "not reproduced")
+        if claims[id].kind != "identity" and record["verdict"] != NOT_LEARNT
     }
+
+
+def survivors(records: dict[str, dict]) -> set[str]:
+    """Decided claims whose verdict survives Holm's correction for all that were measured, the inconclusive ones too."""
+    return {id for id in holm(p_values(records)) if records[id]["verdict"] != "inconclusive"}
 
 
 def chance(records: dict[str, dict]) -> str:
     """In words: how many of the measured claims miss by chance, and how many verdicts survive that thought."""
-    measured = [id for id in records if load()[id].kind != "identity"]
-    p_values = decided(records)
-    misses = len(measured) * (1 - LEVEL)
+    measured = p_values(records)
+    decided = [id for id in measured if records[id]["verdict"] != "inconclusive"]
     return (
-        f"Of {len(measured)} measured claims about {misses:.1f} intervals miss the truth by chance; "
-        f"of {len(p_values)} decided ones {len(holm(p_values))} survive Holm's correction"
+        f"Of {len(measured)} measured claims about {len(measured) * (1 - LEVEL):.1f} intervals miss the truth by chance; "
+        f"{len(decided)} are decided, and {len(survivors(records))} of these survive Holm's correction for all "
+        f"{len(measured)}"
     )
 
 
 def table(ledger: Ledger) -> pd.DataFrame:
     """The whole ledger, one row a claim; the column ``holm`` marks measured verdicts that survive Holm's correction."""
-    survivors = holm(decided(ledger.records()))
+    surviving = survivors(ledger.deciding())
     whole = ledger.table(everything=True)
-    return whole.assign(holm=["✓" if id in survivors else "" for id in whole.index])
+    return whole.assign(holm=["✓" if id in surviving else "" for id in whole.index])
 
 
 def summary(ledger: Ledger) -> str:
@@ -59,7 +68,7 @@ def summary(ledger: Ledger) -> str:
     counts = verdicts.where(~verdicts.str.startswith(("not yet", "at profile")), "not tested here").value_counts()
     named = ", ".join(f"{count} {name}" for name, count in counts.items())
     differing = "; ".join(ledger.surprises()) or "none"
-    return f"{named}. {chance(ledger.records())}. Verdicts that differ from those found before: {differing}."
+    return f"{named}. {chance(ledger.deciding())}. Verdicts that differ from those found before: {differing}."
 
 
 def write(ledger: Ledger) -> pd.DataFrame:

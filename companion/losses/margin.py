@@ -15,9 +15,10 @@ from companion.similarity import cosine
 
 @loss(margin=number)
 def contrastive_margin(z: Tensor, y: Tensor, *, margin: float, similarity=cosine) -> Tensor:
-    """The original contrastive loss (Chopra et al. 2005): -s for a positive pair, max(0, s - margin) for a negative.
+    """The contrastive loss, after Hadsell et al. 2006: -s for a positive pair, max(0, s - margin) for a negative.
 
-    Positives attract without end; negatives repel until their similarity is below the margin.
+    Positives attract without end; negatives repel until their similarity is below the margin. Hadsell et al. square
+    both terms, in distances; here they stay as in Feeney & Hughes. (Chopra et al. 2005 had an exponential, no margin.)
 
     Args:
         z: (n, d) embeddings.

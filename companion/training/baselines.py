@@ -16,9 +16,10 @@ def baselines(config: Config) -> dict[str, Config]:
     """The runs that stand beside the run of ``config``, on the same images and measured the same way.
 
     Returns:
-        ``pixels``: the raw images; ``colours``: mean and standard deviation of each channel; ``untrained``: the same
-        encoder, with the weights that the same seed starts it with; ``supervised``: that encoder trained with labels,
-        for as many epochs. Only what makes a difference to them is taken over from ``config``, so that many runs
+        ``pixels``: the raw images; ``colours``: mean and standard deviation of each channel, and their products;
+        ``untrained``: the same encoder with the weights that the same seed starts it with, and the statistics of batch
+        norm from the training images; ``supervised``: that encoder trained with labels, for as many epochs, no upper
+        bound. Only what makes a difference to them is taken over from ``config``, so that many runs
         share them.
     """
     images = {
@@ -35,8 +36,8 @@ def baselines(config: Config) -> dict[str, Config]:
     }
     return {
         "pixels": Config(**images, encoder="pixels", epochs=0),
-        "colours": Config(**images, encoder="colours", epochs=0),
-        "untrained": Config(**images, **model, epochs=0),
+        "colours": Config(**images, encoder="colour_moments", epochs=0),
+        "untrained": Config(**images, **model, epochs=0, calibrate_batch_norm=True),
         "supervised": Config(**images, **model, **schedule, method=Supervised()),
     }
 

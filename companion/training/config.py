@@ -54,6 +54,7 @@ class Config(Settings):
     momentum: float = 0.9
     weight_decay: float = 1e-4
     warmup_epochs: int = 1
+    calibrate_batch_norm: bool = False  # take its statistics from an epoch of views at the end: of untrained networks
 
     measured_pairs: int = 2000  # positive pairs behind the reported similarity statistics; the papers take 5,000
     precision: str = "32-true"
@@ -78,6 +79,8 @@ class Config(Settings):
             ("seed", 0),
         ):  # fmt: skip
             whole(getattr(self, name), name, least=least)
+        if not isinstance(self.calibrate_batch_norm, bool):
+            raise CompanionError(f"calibrate_batch_norm is {self.calibrate_batch_norm!r}: expected True or False.")
         positive(self.learning_rate, "learning_rate")
         for name in ("momentum", "weight_decay"):
             positive(getattr(self, name), name, zero=True)

@@ -5,7 +5,7 @@ import torchvision
 from torch import Tensor, nn
 
 LEARNED = ("small", "resnet18", "resnet50")
-FIXED = ("pixels", "colours")  # baselines: what the images say without a network
+FIXED = ("pixels", "colour_moments")  # baselines: what the images say without a network
 ENCODERS = LEARNED + FIXED
 
 
@@ -30,12 +30,15 @@ class Model(nn.Module):
         return project(self.encoder(images))
 
 
-class ColourStatistics(nn.Module):
-    """(n, c, h, w) → (n, 2c): mean and standard deviation of each channel. No shape, no place: colour alone."""
+class ColourMoments(nn.Module):
+    """(n, c, h, w) → (n, c (2c + 3)): mean and standard deviation of each channel, and the products of any two of
+    these 2c numbers, so that a linear probe of them is a quadratic classifier. No shape, no place: colour alone."""
 
     def forward(self, images: Tensor) -> Tensor:
         pixels = images.flatten(2)
-        return torch.cat([pixels.mean(dim=2), pixels.std(dim=2)], dim=1)
+        moments = torch.cat([pixels.mean(dim=2), pixels.std(dim=2)], dim=1)  # (n, 2c)
+        i, j = torch.triu_indices(moments.shape[1], moments.shape[1], device=images.device)
+        return torch.cat([moments, moments[:, i] * moments[:, j]], dim=1)
 
 
 def projector(features: int, hidden: int, dim: int) -> nn.Module:
@@ -76,8 +79,8 @@ def encoder(config, channels: int) -> tuple[nn.Module, int]:
     """The encoder that a :class:`~companion.training.config.Config` names, and how many features it gives."""
     if config.encoder == "pixels":
         return nn.Flatten(), channels * config.image_size**2
-    if config.encoder == "colours":
-        return ColourStatistics(), 2 * channels
+    if config.encoder == "colour_moments":
+        return ColourMoments(), channels * (2 * channels + 3)
     if config.encoder == "small":
         return small(channels, config.width)
     return resnet(config.encoder, channels, config.image_size)

@@ -17,7 +17,7 @@ from companion.training.loop import seeded
 from companion.training.methods import Method
 from companion.training.sources import CHUNK, seed
 
-STRENGTHS = (0.01, 0.1, 1.0)  # inverse L2 penalties for the probe of a baseline
+STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)  # inverse L2 penalties for the probe of a baseline
 
 
 @dataclass(frozen=True)

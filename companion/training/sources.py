@@ -15,7 +15,8 @@ CHUNK = 1024  # images that are augmented at once: a chunk costs little more tha
 
 
 def seed(*key: int) -> int:
-    """One number out of several, such that different keys give independent random streams."""
+    """One number out of several: keys of one length that differ give independent random streams (NumPy's SeedSequence,
+    which does not tell a key from the same with zeros after it)."""
     return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 

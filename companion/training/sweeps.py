@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from lightning_fabric import Fabric
 from threadpoolctl import threadpool_limits
+from torch.optim.swa_utils import update_bn
 
 from companion import metrics, store
 from companion.errors import CompanionError
@@ -111,6 +112,8 @@ def _train(config: Config, final: Path) -> None:
 
     method.to(fabric.device)
     history = train(method, source, config, fabric=fabric, checkpoint=partial / "checkpoint.pt", track=track)
+    if config.calibrate_batch_norm:
+        update_bn((batch.first for batch in source.batches(0)), method.model)
     weights = {name: value.cpu().contiguous() for name, value in method.state_dict().items()}
     store.write(partial / "weights.safetensors", safetensors.torch.save(weights))
     store.write(partial / "history.csv", pd.DataFrame(history).to_csv(index=False))

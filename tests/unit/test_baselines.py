@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import PolynomialFeatures
 
+from companion import training
 from companion.training import Contrastive, Labelled, Supervised, baselines, run, runs, sweep, table
 from companion.training.baselines import BATCH_SIZE
 from companion.training.data import Data, Split
@@ -20,7 +22,7 @@ def quick(tiny):
 def test_there_are_four_of_them_and_each_is_what_its_name_says(tiny):
     found = baselines(tiny.replace(seed=4))
     assert tuple(found) == NAMES
-    assert (found["pixels"].encoder, found["colours"].encoder) == ("pixels", "colours")
+    assert (found["pixels"].encoder, found["colours"].encoder) == ("pixels", "colour_moments")
     assert found["untrained"].encoder == found["supervised"].encoder == "small"
     assert [found[name].epochs for name in NAMES] == [0, 0, 0, tiny.epochs]
     assert found["supervised"].method == Supervised()
@@ -68,11 +70,30 @@ def test_the_untrained_network_is_the_one_that_the_run_starts_from(quick, result
     config = quick.replace(seed=3, loss="clip", heads=2)
     start = runs.initial(config).model.encoder.state_dict()
     untrained = run(baselines(config)["untrained"]).model().encoder.state_dict()
-    assert all(torch.equal(start[name], value) for name, value in untrained.items())
+    weights = [name for name in start if "running" not in name and "tracked" not in name]
+    assert len(weights) == 9
+    assert all(torch.equal(start[name], untrained[name]) for name in weights)
     trained = run(config).model().encoder.state_dict()
     assert not torch.equal(start["0.weight"], trained["0.weight"])
     with_labels = runs.initial(baselines(config)["supervised"]).model.encoder.state_dict()
     assert all(torch.equal(start[name], value) for name, value in with_labels.items())
+
+
+def test_the_untrained_network_knows_the_statistics_of_its_images(quick, results):
+    """Batch norm's running mean and variance are those of all views of an epoch, batch by batch, as a loop takes them."""
+    config = baselines(quick.replace(seed=3))["untrained"]
+    found = run(config).model().encoder
+    images = runs.load_data(config)
+    source = training.Views(
+        images.train, config.augmentation.build(config.image_size), config.batch_size, seed=config.seed
+    )
+    first = runs.initial(config).model.encoder[0]
+    with torch.no_grad():
+        seen = [first(batch.first) for batch in source.batches(0)]
+    mean = torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0)
+    variance = torch.stack([x.var((0, 2, 3)) for x in seen]).mean(0)
+    torch.testing.assert_close(found[1].running_mean, mean, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found[1].running_var, variance, rtol=1e-4, atol=1e-6)
 
 
 def test_a_table_has_a_row_a_run_with_its_config_its_metrics_and_its_baselines(quick, results):
@@ -105,13 +126,14 @@ def test_colour_statistics_are_scored_as_numpy_and_scikit_learn_score_them(quick
 
     def statistics(split):
         pixels = split.images.numpy().astype(np.float64).reshape(len(split), 3, -1) / 255
-        return np.concatenate([pixels.mean(2), pixels.std(2, ddof=1)], axis=1)
+        moments = np.concatenate([pixels.mean(2), pixels.std(2, ddof=1)], axis=1)
+        return PolynomialFeatures(degree=2, include_bias=False).fit_transform(moments)
 
     train, validation, test = (statistics(s) for s in (data.train, data.validation, data.test))
     mean, std = train.mean(0), train.std(0)
     scores = []
-    for penalty in (0.01, 0.1, 1.0):
-        fitted = LogisticRegression(C=penalty, max_iter=1000).fit((train - mean) / std, data.train.labels)
+    for penalty in (0.01, 0.1, 1.0, 10.0, 100.0):
+        fitted = LogisticRegression(C=penalty, max_iter=10_000).fit((train - mean) / std, data.train.labels)
         scores.append(
             [fitted.score((x - mean) / std, s.labels) for x, s in ((validation, data.validation), (test, data.test))]
         )

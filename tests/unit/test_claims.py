@@ -125,16 +125,40 @@ def test_holms_correction_by_adjusted_p_values():
 
 
 def test_what_chance_is_asked_about(book):
-    """Measured claims that were decided; neither identities, nor what is inconclusive, nor what was not tested."""
+    """All that was measured, what is inconclusive too; neither identities nor what was not tested."""
     book.check("formula", identity(0), quantity="q")
     book.check("trained", Observed(0.5, 0.4, 0.6, 3), quantity="a difference", runs=runs())
     book.check("accuracy", Observed(0.5, 0.4, 0.6, 3), quantity="q", runs=runs(0.4))  # nothing was learnt
     book.check("drawn", Observed(0.9, 0.5, 1.3, 6), quantity="q")
-    found = scoreboard.decided(book.records())
-    half = 0.1 / stats.t.ppf(0.975, 2)
-    assert found == {"trained": pytest.approx(stats.t.sf(0.5 / half, 2))}
+    half, wide = 0.1 / stats.t.ppf(0.975, 2), 0.4 / stats.t.ppf(0.975, 5)
+    expected = {"trained": stats.t.sf(0.5 / half, 2), "drawn": stats.t.sf(0.1 / wide, 5)}
+    assert scoreboard.p_values(book.records()) == pytest.approx(expected)
     words = scoreboard.chance(book.records())
-    assert words.startswith("Of 3 measured claims about 0.2 intervals miss the truth by chance; of 1 decided ones 1 ")
+    assert words.startswith(
+        "Of 2 measured claims about 0.1 intervals miss the truth by chance; 1 are decided, and 1 of "
+    )
+
+
+def test_an_inconclusive_claim_makes_the_correction_harder_for_the_others(book):
+    """p = .03: alone it survives, beside a second measured claim it does not."""
+    half = stats.t.ppf(0.975, 2) * 0.5 / stats.t.isf(0.03, 2)
+    book.check("trained", Observed(0.5, 0.5 - half, 0.5 + half, 3), quantity="a difference", runs=runs())
+    alone = {id: record | {"verdict": "reproduced"} for id, record in book.records().items()}
+    assert scoreboard.survivors(alone) == {"trained"}
+    book.check("drawn", Observed(0.9, 0.5, 1.3, 6), quantity="q")
+    assert scoreboard.survivors(alone | {"drawn": book.records()["drawn"]}) == set()
+
+
+def test_under_the_truth_of_every_boundary_one_verdict_in_twenty_survives_anywhere():
+    """Forty claims exactly on their boundary: the share of scoreboards with any surviving verdict is at most .05."""
+    rng = np.random.default_rng(1)
+    wrong = 0
+    for _ in range(300):
+        samples = rng.normal(size=(40, 3))
+        half = stats.t.ppf(0.975, 2) * stats.sem(samples, axis=1)
+        found = [Observed(x, x - h, x + h, 3) for x, h in zip(samples.mean(1), half, strict=True)]
+        wrong += bool(scoreboard.holm({i: o.p_value(0, math.inf) for i, o in enumerate(found)}))
+    assert wrong / 300 < 2 * 0.05 + 0.04  # both sides of every boundary are asked about
 
 
 def test_differences_are_paired_by_seed_in_any_order():
@@ -404,3 +428,32 @@ def test_ranges_and_published_values_in_words():
 
 def test_profiles_that_a_claim_may_name_exist():
     assert set(module.PROFILES) <= set(profiles.NAMES)
+
+
+def test_the_record_that_decides_is_the_one_that_chance_is_asked_about(book, results):
+    """Three seeds here cannot tell about the accuracy; ten recorded ones can, and survive or not by *their* p-value."""
+    recorded = {"accuracy": {"value": 0.0, "low": -0.001, "high": 0.001, "n": 10, "verdict": "not reproduced"}}
+    (results / "reference" / "smoke").mkdir(parents=True)
+    (results / "reference" / "smoke" / "claims.json").write_text(json.dumps(recorded))
+    book.check("accuracy", Observed(0.01, -0.2, 0.22, 3), quantity="q", runs=runs())
+    book.check("trained", Observed(0.5, 0.4, 0.6, 3), quantity="a difference", runs=runs())
+    decides = book.deciding()
+    assert decides["accuracy"] == recorded["accuracy"]
+    assert decides["trained"]["value"] == 0.5
+    table = scoreboard.table(book)
+    found = {id for id, row in table.iterrows() if row["verdict"] in ("reproduced", "not reproduced")}
+    assert found == set(scoreboard.p_values(decides)) == {"accuracy", "trained"}
+    assert table.loc["accuracy", ["verdict", "holm"]].tolist() == ["not reproduced", "✓"]
+
+
+@pytest.mark.parametrize(
+    ("observed", "expected"),
+    [
+        (Observed(-8.94e-14, -9.2e-14, -8.7e-14, 5), "-8.9e-14 [-9.2e-14, -8.7e-14]"),
+        (Observed(1 - 3e-16, 1 - 6e-16, 1.0, 16), "1.000000 [1.000000, 1.000000]"),
+        (Observed(0.1234, 0.1, 0.15, 3), "0.1234 [0.1000, 0.1500]"),
+        (Observed(250, 100, 400, 3), "250 [100, 400]"),
+    ],
+)
+def test_an_observation_is_written_to_what_its_interval_can_tell(observed, expected):
+    assert str(observed) == expected

@@ -106,7 +106,7 @@ CHANGED = {  # of the config, the augmentation and the method: a value that is n
     "image_size": 32, "n_train": 2000, "n_validation": 10, "encoder": "resnet18", "width": 8, "projector_hidden": 64,
     "projector_dim": 64, "batch_size": 64, "epochs": 3, "learning_rate": 0.1, "momentum": 0.5, "weight_decay": 0.0,
     "warmup_epochs": 2, "measured_pairs": 100, "precision": "bf16-mixed", "accelerator": "cpu", "seed": 7,
-    "augmentation": Unchanged(), "method": Labelled(),
+    "augmentation": Unchanged(), "method": Labelled(), "calibrate_batch_norm": True,
 }  # fmt: skip
 OF_PARTS = {
     SimCLR: {

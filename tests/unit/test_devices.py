@@ -137,7 +137,7 @@ def test_what_is_measured_lies_on_the_device_and_labels_with_it(device, heads):
     assert runs.measure(there, config, DATA) == runs.measure(on_cpu, config, DATA)
 
 
-@pytest.mark.parametrize("encoder", ["pixels", "colours", "resnet18"])
+@pytest.mark.parametrize("encoder", ["pixels", "colour_moments", "resnet18"])
 def test_every_encoder_is_measured_on_the_device(device, encoder):
     config = CONFIG.replace(encoder=encoder, image_size=16)
     on_cpu = build(config)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from sklearn.preprocessing import PolynomialFeatures
 
 from companion.training import Config, encoders
 
@@ -24,8 +25,8 @@ def parameters(module):
         (Config(encoder="resnet18", image_size=64), 1, 512),
         (Config(encoder="resnet50", image_size=32), 3, 2048),
         (Config(encoder="pixels"), 3, 768),
-        (Config(encoder="colours"), 3, 6),
-        (Config(encoder="colours"), 1, 2),
+        (Config(encoder="colour_moments"), 3, 27),
+        (Config(encoder="colour_moments"), 1, 5),
     ],
 )
 def test_encoders_have_the_shapes_they_promise(config, channels, features):
@@ -103,14 +104,15 @@ def test_the_projector_is_the_papers():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_colour_statistics_are_numpys(channels):
+def test_colour_moments_are_numpys_and_scikit_learns(channels):
     images = torch.rand(5, channels, 9, 9)
-    found = encoders.ColourStatistics()(images).numpy()
+    found = encoders.ColourMoments()(images).numpy()
     pixels = images.numpy().reshape(5, channels, 81)
-    np.testing.assert_allclose(found[:, :channels], np.mean(pixels, axis=2), rtol=1e-5)
-    np.testing.assert_allclose(found[:, channels:], np.std(pixels, axis=2, ddof=1), rtol=1e-5)
+    moments = np.concatenate([np.mean(pixels, axis=2), np.std(pixels, axis=2, ddof=1)], axis=1)
+    expected = PolynomialFeatures(degree=2, include_bias=False).fit_transform(moments)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
     shuffled = torch.from_numpy(pixels)[:, :, torch.randperm(81)].view_as(images)
-    np.testing.assert_allclose(encoders.ColourStatistics()(shuffled).numpy(), found, rtol=1e-5)  # no place, no shape
+    np.testing.assert_allclose(encoders.ColourMoments()(shuffled).numpy(), found, rtol=1e-5)  # no place, no shape
 
 
 def test_raw_pixels_are_the_image():

@@ -131,7 +131,7 @@ def test_without_validation_images_there_is_no_validation_accuracy(images):
     found = runs.measure(Fixed(), CONFIG, nothing)
     assert found["linear_accuracy"] == 0.25
     assert "linear_validation_accuracy" not in found
-    fixed = runs.measure(Fixed(), CONFIG.replace(encoder="colours"), nothing)
+    fixed = runs.measure(Fixed(), CONFIG.replace(encoder="colour_moments"), nothing)
     assert fixed["linear_accuracy"] == 0.25
 
 
@@ -207,14 +207,20 @@ def test_two_views_are_of_a_fixed_choice_of_images_and_always_the_same(tiny, mon
 
 def test_a_baseline_takes_the_penalty_that_suits_the_validation_images(images, monkeypatch):
     """And reports what that penalty gives on the test images, better or worse."""
-    right = {0.01: (10, 70), 0.1: (25, 20), 1.0: (20, 60)}  # penalty → validation and test images classified correctly
+    right = {
+        0.01: (10, 70),
+        0.1: (25, 20),
+        1.0: (20, 60),
+        10.0: (19, 70),
+        100.0: (0, 80),
+    }  # penalty → validation and test images classified correctly
 
     def stub(features, labels, validation, test, *, strength, normalise):
         assert not normalise
         return [np.arange(len(s[1])) < count for s, count in zip((validation, test), right[strength], strict=True)]
 
     monkeypatch.setattr(probe, "linear_probe", stub)
-    found = runs.measure(Fixed(), CONFIG.replace(encoder="colours"), images)
+    found = runs.measure(Fixed(), CONFIG.replace(encoder="colour_moments"), images)
     assert (found["linear_accuracy"], found["linear_validation_accuracy"]) == (20 / 80, 25 / 30)
 
 

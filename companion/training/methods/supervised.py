@@ -1,4 +1,4 @@
-"""The encoder trained with labels, by cross entropy: how good this encoder could be on these images."""
+"""The encoder trained with labels, by cross entropy: something to hold the others against, and no upper bound."""
 
 from dataclasses import dataclass
 from typing import ClassVar
