@@ -1,5 +1,6 @@
 """The augmentation in one pass against torchvision and kornia, transform by transform, and in law."""
 
+import colorsys
 import math
 
 import kornia.augmentation as kornia
@@ -219,3 +220,58 @@ def test_nothing_to_do_leaves_the_image():
 def test_bad_values_are_told(changes, expected):
     with pytest.raises(CompanionError, match=expected):
         SimCLR().replace(**changes)
+
+
+def ramp(size):
+    """(1, 3, size, size): the first channel counts columns, the second rows, in steps of 5."""
+    steps = 5 * torch.arange(size, dtype=torch.uint8)
+    return torch.stack([steps.expand(size, size), steps[:, None].expand(size, size), torch.zeros(size, size).byte()])[
+        None
+    ]
+
+
+@pytest.mark.parametrize("scale", [0.08, 0.6])
+def test_a_view_keeps_as_much_of_the_image_as_crop_scale_says(scale):
+    """Read off the slope of a ramp: a crop of w columns resized to s has steps of w / s. Against torchvision's law."""
+    n, size, to = 1500, 48, 24
+    views = PLAIN.replace(crop_scale=scale).build(to)(ramp(size).expand(n, -1, -1, -1), generator())
+    inside = views[:, :2, 6:-6, 6:-6] * 255 / 5
+    width, height = inside[:, 0].diff(dim=2).mean((1, 2)) * to, inside[:, 1].diff(dim=1).mean((1, 2)) * to
+    torch.manual_seed(1)
+    boxes = [RandomResizedCrop.get_params(torch.empty(3, size, size), (scale, 1), (3 / 4, 4 / 3)) for _ in range(n)]
+    theirs = [h * w for _, _, h, w in boxes]
+    assert stats.ks_2samp((width * height).round().numpy(), theirs).pvalue > 1e-3
+
+
+def test_a_blur_of_a_view_is_as_wide_as_it_is_tall():
+    dot = torch.zeros(1, 3, 17, 17, dtype=torch.uint8)
+    dot[:, :, 8, 8] = 255
+    views = augment.Views(SimCLR(flip=0.0, jitter=0.0, blur=1.0), 17, crop=False)(
+        dot.expand(64, -1, -1, -1), generator()
+    )
+    torch.testing.assert_close(views, views.mT, rtol=0, atol=1e-5)
+    centre, right, below = views[:, 0, 8, 8], views[:, 0, 8, 9], views[:, 0, 9, 8]
+    assert (right > 1e-3).float().mean() > 0.8
+    sigma = (2 * (centre / right).log()).rsqrt()[right > 1e-3]  # e^(-1/2σ²) from one pixel to the next
+    assert 1.8 < sigma.max() <= 2.001  # SimCLR's range of widths
+    torch.testing.assert_close(
+        views[:, 0, 9, 9] * centre, right * below, rtol=1e-3, atol=1e-6
+    )  # a Gaussian is a product
+
+
+def test_the_hue_of_a_view_is_turned_by_up_to_a_quarter_of_the_jitter():
+    """By the standard library's YIQ, whose coefficients are rounder than ours: uniform on both sides."""
+    colour, strength = (150, 110, 130), 0.4
+
+    def angle(rgb):
+        _, i, q = colorsys.rgb_to_yiq(*rgb)
+        return math.atan2(q, i) / (2 * math.pi)
+
+    images = torch.tensor(colour, dtype=torch.uint8)[None, :, None, None].expand(1500, 3, 4, 4)
+    settings = SimCLR(flip=0.0, jitter=strength, jitter_probability=1.0)
+    views = augment.Views(settings, 4, crop=False)(images, generator())[:, :, 0, 0]
+    turned = [angle(view) - angle([c / 255 for c in colour]) for view in views.tolist()]
+    reach = strength / 4
+    assert max(turned) == pytest.approx(reach, rel=0.05)
+    assert min(turned) == pytest.approx(-reach, rel=0.05)
+    assert stats.kstest(turned, stats.uniform(-reach, 2 * reach).cdf).pvalue > 1e-3
