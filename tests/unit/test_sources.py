@@ -194,3 +194,11 @@ def test_different_keys_give_different_seeds():
     ]
     assert len({sources.seed(*key) for key in keys}) == len(keys)
     assert sources.seed(1, 2) == sources.seed(1, 2)
+
+
+def test_the_views_are_drawn_anew_for_every_seed(split):
+    """Not the order alone: with one order for all seeds, the views would still differ."""
+    drawn = [
+        torch.cat([torch.cat([b.first, b.second]) for b in views(split, seed=s).batches(0)]) % 1 for s in (0, 1, 2)
+    ]
+    assert len(torch.cat(drawn).unique()) > 0.9 * torch.cat(drawn).numel()  # single precision has some twice
