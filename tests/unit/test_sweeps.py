@@ -3,9 +3,10 @@
 import os
 
 import pytest
+import torch
 
 from companion.errors import CompanionError
-from companion.training import run, runs, sweep, sweeps
+from companion.training import Unchanged, run, runs, sweep, sweeps
 
 
 @pytest.fixture
@@ -148,3 +149,61 @@ def test_a_slot_is_free_again_after_an_error(results, count):
     for _ in range(3):
         with pytest.raises(RuntimeError), store.slot(count):
             raise RuntimeError
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """What the runs of a test hand to the training loop, and in how many threads; nothing is trained."""
+    seen = []
+
+    def train(method, source, config, **options):
+        batches = list(source.batches(0))
+        seen.append({"batches": batches, "threads": torch.get_num_threads(), "fabric": options["fabric"]})
+        return [{"step": 0, "loss": 0.0}]
+
+    monkeypatch.setattr(sweeps, "train", train)
+    return seen
+
+
+def test_a_run_trains_on_its_own_images_in_the_views_that_its_augmentation_makes(quick, results, trained):
+    config = quick.replace(augmentation=Unchanged())
+    images = runs.load_data(config).train
+    run(config)
+    run(quick)
+    plain, augmented = (seen["batches"] for seen in trained)
+    whole = {image.numpy().tobytes(): label for image, label in zip(images.images, images.labels.tolist(), strict=True)}
+    for batch in plain:
+        for views in (batch.first, batch.second):
+            pixels = (255 * views).round().byte().contiguous()
+            assert [whole[image.numpy().tobytes()] for image in pixels] == batch.labels.tolist()
+    assert not torch.equal(augmented[0].first, augmented[0].second)
+
+
+def test_the_order_and_the_views_of_a_run_are_those_of_its_seed(quick, results, trained):
+    for seed in (0, 1):
+        run(quick.replace(seed=seed))
+    first, second = (seen["batches"][0] for seen in trained)
+    assert first.labels.tolist() != second.labels.tolist()
+    assert not torch.equal(first.first, second.first)
+
+
+def test_a_run_computes_in_one_thread(quick, results, trained):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run(quick)
+        assert [seen["threads"] for seen in trained] == [1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_run_has_the_precision_and_the_device_of_its_config(quick, results, trained, monkeypatch):
+    asked, fabric = [], sweeps.Fabric
+    monkeypatch.setattr(
+        sweeps, "Fabric", lambda accelerator, **o: asked.append(accelerator) or fabric(accelerator="cpu", **o)
+    )
+    run(quick.replace(precision="bf16-mixed", accelerator="cuda"))
+    assert asked == ["cuda"]
+    with trained[0]["fabric"].autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
