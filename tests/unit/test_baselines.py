@@ -1,5 +1,7 @@
 """What an accuracy is held against, and the tables that hold it so."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import PolynomialFeatures
 
 from companion import training
-from companion.training import Contrastive, Labelled, Supervised, baselines, run, runs, sweep, table
+from companion.training import Contrastive, Labelled, SimCLR, Supervised, baselines, run, runs, sweep, table
 from companion.training.baselines import BATCH_SIZE
 from companion.training.data import Data, Split
 
@@ -163,3 +165,27 @@ def _config(n):
 def test_baselines_of_a_baseline(tiny, method):
     """The encoder trained with labels stands in a table too; its own baselines are those of any run."""
     assert baselines(tiny.replace(method=method)) == baselines(tiny)
+
+
+NETWORKS, LABELS = ("untrained", "supervised"), ("supervised",)
+MATTERS = {  # every value of a run → another one, and the baselines to which it makes a difference
+    "dataset": ("cifar10", NAMES), "image_size": (8, NAMES), "n_train": (64, NAMES), "n_validation": (0, NAMES),
+    "measured_pairs": (50, NAMES), "accelerator": ("auto", NAMES),
+    "augmentation": (SimCLR(blur=0.5), NETWORKS), "encoder": ("resnet18", NETWORKS), "width": (8, NETWORKS),
+    "projector_hidden": (8, NETWORKS), "projector_dim": (4, NETWORKS), "precision": ("bf16-mixed", NETWORKS),
+    "seed": (1, NETWORKS),
+    "epochs": (5, LABELS), "learning_rate": (0.1, LABELS), "momentum": (0.5, LABELS), "weight_decay": (0.1, LABELS),
+    "warmup_epochs": (0, LABELS),
+    "method": (Contrastive(temperature=0.5), ()), "batch_size": (16, ()),
+}  # fmt: skip
+
+
+def test_every_value_of_a_run_reaches_the_baselines_to_which_it_matters(tiny):
+    """So that a run is never held against an encoder that was trained otherwise."""
+    assert {*MATTERS, "storage"} == {field.name for field in dataclasses.fields(tiny)}
+    before = baselines(tiny)
+    for name, (value, own) in MATTERS.items():
+        after = baselines(tiny.replace(**{name: value}))
+        assert tuple(other for other in NAMES if before[other] != after[other]) == own, name
+    folder = tiny.replace(dataset="imagefolder:x")  # files are for image folders alone
+    assert {b.storage for b in baselines(folder.replace(storage="files")).values()} == {"files"}
