@@ -138,3 +138,24 @@ def test_weights_start_with_the_spread_that_their_layers_call_for():
     for weight in (model.encoder[3].weight, model.projector[0].weight, model.projector[3].weight):
         fan_in = weight[0].numel()
         assert weight.std().item() == pytest.approx(1 / math.sqrt(3 * fan_in), rel=0.05)
+
+
+def test_the_small_net_by_its_formula():
+    """Convolution, batch norm by the statistics it has kept, negatives cut off; at the end the mean of a channel."""
+    torch.manual_seed(0)
+    net, _ = encoders.small(3, 8)
+    for layer in net:
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 2)
+            torch.nn.init.normal_(layer.weight)
+            torch.nn.init.normal_(layer.bias)
+    images = torch.rand(4, 3, 16, 16)
+    x = images
+    for convolution, norm in zip(net[0:9:3], net[1:9:3], strict=True):
+        x = torch.nn.functional.conv2d(x, convolution.weight, stride=2, padding=1)
+        of_channel = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        mean, variance, weight, bias = (value[:, None, None] for value in of_channel)
+        x = ((x - mean) / (variance + norm.eps).sqrt() * weight + bias).clamp(min=0)
+    with torch.no_grad():
+        torch.testing.assert_close(net.eval()(images), x.sum((2, 3)) / (x.shape[2] * x.shape[3]), rtol=1e-4, atol=1e-5)
