@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 
 from companion.errors import CompanionError
 from companion.training import probe
@@ -65,3 +66,39 @@ def test_features_are_normalised_only_where_asked(blobs):
     for normalise, least, most in ((False, 0.95, 1.0), (True, 0.0, 0.75)):
         (correct,) = probe.linear_probe(x, y, (x, y), normalise=normalise)
         assert least <= correct.mean() <= most
+
+
+def test_five_neighbours_vote():
+    """Nearest first: b b a a a b b. One, three and seven of them say b, five say a."""
+    angles = torch.tensor([1.0, 2, 3, 4, 5, 6, 7]).deg2rad()
+    x, y = torch.stack([angles.cos(), angles.sin()], dim=1), torch.tensor([1, 1, 0, 0, 0, 1, 1])
+    (correct,) = probe.knn(x, y, (torch.tensor([[2.0, 0.0]]), torch.tensor([0])))
+    assert correct.tolist() == [True]
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("strength", [0.003, 1.0])
+def test_the_linear_probe_is_the_minimum_of_its_objective(strength, normalise):
+    """Cross entropy summed over images + ‖W‖² / 2C on standardised features, minimised by SciPy; the bias is free."""
+    g, (n, k, d, classes) = torch.Generator().manual_seed(0), (150, 400, 12, 3)
+    scales = torch.logspace(0, -2, d)  # a penalty on features that were not standardised would spare the large ones
+    directions = torch.randn(classes, d, generator=g)
+    y = torch.arange(n + k) % classes
+    y[torch.rand(n + k, generator=g) < 0.4] = 0  # unbalanced, so that the bias counts
+    x = (directions[y] + 1.5 * torch.randn(n + k, d, generator=g)) * scales + 2 * scales
+    z = (torch.nn.functional.normalize(x, dim=1) if normalise else x).double()
+    z = (z - z[:n].mean(0)) / z[:n].std(0, correction=0)
+
+    def objective(flat):
+        parameters = torch.from_numpy(flat).view(d + 1, classes).requires_grad_()
+        scores = z[:n] @ parameters[:d] + parameters[d]
+        log_likelihood = (scores - scores.logsumexp(1, keepdim=True))[torch.arange(n), y[:n]].sum()
+        value = parameters[:d].square().sum() / (2 * strength) - log_likelihood
+        value.backward()
+        return value.item(), parameters.grad.numpy().ravel()
+
+    best = minimize(objective, np.zeros((d + 1) * classes), jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
+    best = torch.from_numpy(best).view(d + 1, classes)
+    predicted = (z[n:] @ best[:d] + best[d]).argmax(1)
+    (agree,) = probe.linear_probe(x[:n], y[:n], (x[n:], predicted), strength=strength, normalise=normalise)
+    assert agree.mean() > 0.985  # all but what lies on a boundary
