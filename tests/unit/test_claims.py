@@ -457,3 +457,9 @@ def test_the_record_that_decides_is_the_one_that_chance_is_asked_about(book, res
 )
 def test_an_observation_is_written_to_what_its_interval_can_tell(observed, expected):
     assert str(observed) == expected
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.3, 0.0), (1.0, 1.2)])
+def test_an_interval_that_touches_the_range_is_inconclusive(low, high):
+    """The range includes its ends, so a part of the interval lies in it: one point."""
+    assert ledger.verdict(claim(), Observed((low + high) / 2, low, high, 3)) == "inconclusive"
