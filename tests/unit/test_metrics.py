@@ -75,3 +75,11 @@ def test_alignment_and_uniformity_of_known_arrangements():
     assert metrics.alignment(square, -square) == pytest.approx(4, abs=1e-12)
     # four sides of squared length 2, two diagonals of 4
     assert metrics.uniformity(square) == pytest.approx(math.log((4 * math.exp(-4) + 2 * math.exp(-8)) / 6), abs=1e-12)
+
+
+def test_alignment_and_uniformity_take_their_exponents():
+    square = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]], dtype=torch.float64)
+    assert metrics.alignment(square, -square, alpha=3) == pytest.approx(2**3, abs=1e-12)
+    assert metrics.uniformity(square, t=1) == pytest.approx(
+        math.log((4 * math.exp(-2) + 2 * math.exp(-4)) / 6), abs=1e-12
+    )
