@@ -1,11 +1,16 @@
 """The benchmark runs, compares like with like, and reports what it measured. Times themselves decide nothing here."""
 
 import contextlib
+import importlib
+import itertools
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from companion.bench import measure as bench
 from companion.bench import report as bench_report
@@ -73,3 +78,133 @@ def test_bad_options():
     if not torch.cuda.is_available():
         with pytest.raises(CompanionError, match="no CUDA device"):
             bench.main(["--device", "cuda"])
+
+
+# ---- What is reported, from times and bytes that are given -----------------------------------------------------------
+
+FLOOR, TILED, DENSE = bench_report.FLOOR, bench_report.TILED, bench_report.DENSE
+
+
+def given(times, *, bytes=3 * 2**20, large=None):
+    """The results of a benchmark of NT-Xent at n = 4,096."""
+    return {
+        "machine": {"name": "a", "threads": 1, "torch": "2", "dtype": "float32", "tile": 512, "d": 128},
+        "trials": {"nt_xent": {name: {4096: {"seconds": 1.0, "bytes": bytes}} for name in times}},
+        "times": {"nt_xent": {4096: times}}, "large": large or {}, "goals": [],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("lightly", "tiled", "dense", "floor", "size", "met"),
+    [
+        (6.0, 1.0, 1.0, 1.0, 2 * 2**30, [True, True, True, True]),  # at the border a goal is met
+        (5.9, 1.0, 1.0, 1.0, 2 * 2**30, [False, True, True, True]),
+        (6.1, 1.0, 1.0, 0.99, 2 * 2**30, [True, False, True, True]),
+        (6.1, 1.0, 0.99, 1.0, 2 * 2**30, [True, True, False, True]),
+        (6.1, 1.0, 1.0, 1.0, 2.1 * 2**30, [True, True, True, False]),
+    ],
+)
+def test_every_goal_fails_just_beyond_what_it_says(lightly, tiled, dense, floor, size, met):
+    times = {FLOOR: [floor], TILED: [tiled], DENSE: [dense], "lightly": [lightly]}
+    rows = bench_report.goals(given(times, large={50_000: {"bytes": size, "seconds": 9.0}}))
+    assert [row["met"] for row in rows] == met
+    assert f"{size / 1024**3:.2f} GB in 9 s" in rows[-1]["measured"]
+
+
+def test_the_table_has_ratios_within_a_round_in_their_units():
+    """Tiled to floor, round by round: 2, 1, 6. Their median is 2 (their mean 3, the ratio of the medians 1)."""
+    found = bench_report.table(given({FLOOR: [0.010, 0.012, 0.020], TILED: [0.020, 0.012, 0.120]}))
+    (row,) = [line for line in found.splitlines() if line.startswith("| 4,096 |")]
+    assert row == "| 4,096 | 12.0 ms | 2.00 (1.00 to 6.00), 3 MiB |"
+
+
+# ---- How it is measured ----------------------------------------------------------------------------------------------
+
+
+def test_the_floor_is_three_matrix_products():
+    u, v = bench.embeddings(16, "cpu", autocast=False)
+    for loss, rows in (("nt_xent", 32), ("clip", 16)):
+        with FlopCounterMode(display=False) as counted:
+            bench.CONTENDERS[loss][FLOOR]("cpu")(u, v)
+        assert counted.get_total_flops() == 3 * (2 * rows * rows * bench.DIMENSION)
+
+
+def test_a_time_is_of_forward_and_backward_from_no_gradient():
+    inputs = bench.embeddings(8, "cpu", autocast=False)
+    gradients = []
+    for _ in range(2):
+        assert bench.seconds(bench.CONTENDERS["nt_xent"][DENSE]("cpu"), inputs, "cpu", False) > 0
+        gradients.append([x.grad.clone() for x in inputs])
+    expected = torch.autograd.grad(bench.usual_formula(*inputs), inputs)
+    for found in gradients:  # the second is not added to the first
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The benchmark with seconds and bytes that a test makes up: ``clock.seconds(n)``, ``clock.bytes(n)``."""
+    made = SimpleNamespace(seconds=lambda n: n / 100, bytes=lambda n: 0, n=0, order=[])
+
+    def seconds(function, inputs, device, autocast):
+        made.n = len(inputs[0])
+        made.order.append(function)
+        return made.seconds(made.n)
+
+    monkeypatch.setattr(bench, "CONTENDERS", {"x": {name: lambda device, name=name: name for name in "abc"}})
+    monkeypatch.setattr(bench, "seconds", seconds)
+    monkeypatch.setattr(bench, "_reset_peak", lambda device: 1000)
+    monkeypatch.setattr(bench, "_peak", lambda device: 1000 + made.bytes(made.n))
+    monkeypatch.setattr(bench, "_available", lambda device: math.inf)
+    return made
+
+
+def trial(sizes):
+    return bench.trial("x", "a", sizes, "cpu", False, torch.get_num_threads())
+
+
+def test_a_contender_is_asked_as_long_as_the_next_size_is_worth_waiting_for(clock, monkeypatch):
+    monkeypatch.setattr(bench, "PATIENCE", 0.5)
+    assert {n: found["seconds"] for n, found in trial([4, 8, 16, 32, 64, 128]).items()} == {
+        4: 0.04, 8: 0.08, 16: 0.16, 32: 0.32,  # 64 would take 0.64
+    }  # fmt: skip
+
+
+def test_a_contender_is_asked_as_long_as_the_next_size_fits_into_memory(clock, monkeypatch):
+    clock.bytes = lambda n: n * 10**6
+    monkeypatch.setattr(bench, "_available", lambda device: 50e6)  # of which a fifth is left alone
+    assert {n: found["bytes"] for n, found in trial([4, 8, 16, 32, 64]).items()} == {
+        4: 4e6, 8: 8e6, 16: 16e6, 32: 32e6,  # what was held before is not counted; 64e6 is too much
+    }  # fmt: skip
+
+
+def test_a_contender_that_runs_out_of_memory_keeps_what_it_did(clock):
+    def seconds(n):
+        if n == 16:
+            raise torch.OutOfMemoryError
+        return 1e-6
+
+    clock.seconds = seconds
+    assert set(trial([4, 8, 16, 32])) == {4, 8}
+
+
+def test_a_contender_that_is_not_installed_is_left_out(clock, monkeypatch):
+    monkeypatch.setitem(bench.CONTENDERS["x"], "a", lambda device: importlib.import_module("no_such_library"))
+    assert trial([4]) == {}
+
+
+def test_contenders_take_turns_and_the_first_round_is_not_counted(clock):
+    calls = itertools.count()
+    clock.seconds = lambda n: next(calls)
+    trials = {
+        "a": {4: {"seconds": 3.0}, 8: {"seconds": 3.0}},
+        "b": {4: {"seconds": 2.0}, 8: {"seconds": 2.0}},
+        "c": {4: {}},
+    }
+    times = bench.race("x", trials, 8, "cpu", False)
+    assert clock.order == ["a", "b"] * 7  # one to warm up, and 30 seconds of patience for five seconds a round
+    assert times == {"a": [2, 4, 6, 8, 10, 12], "b": [3, 5, 7, 9, 11, 13]}
+
+
+def test_what_shrinks_is_taken_to_grow_in_proportion():
+    assert bench._extrapolate({2: {"x": 1.0}, 4: {"x": 0.5}}, "x", 8) == pytest.approx(1.0)
