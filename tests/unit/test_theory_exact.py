@@ -281,3 +281,10 @@ def test_gaussian_uniformity_misses_the_higher_cumulants():
 def test_bad_input_is_told(call):
     with pytest.raises(CompanionError):
         call()
+
+
+def test_random_batches_are_turned_uniformly():
+    """In three dimensions each coordinate of a uniform direction is itself uniform on [-1, 1] (Archimedes)."""
+    first = theory.simplex_batches(4000, 2, 3, "random")[::2]  # one vector of each batch
+    for coordinate in first.T:
+        assert stats.kstest(coordinate.numpy(), stats.uniform(-1, 2).cdf).pvalue > 1e-3
