@@ -28,8 +28,8 @@ def holm(p_values: dict[str, float], *, level: float = 1 - LEVEL) -> set[str]:
 def p_values(records: dict[str, dict]) -> dict[str, float]:
     """Of every measured claim, decided or not, how easily chance gives a value so far to its side of the range's end.
 
-    ``records`` are those that decide: :meth:`Ledger.deciding`. A claim that is not about chance, an identity or one that
-    was not tested because nothing was learnt, has none.
+    ``records`` are those that decide: :meth:`Ledger.deciding`. An identity has none, nor a claim that was not tested
+    because nothing was learnt.
     """
     claims = load()
     return {
@@ -48,9 +48,9 @@ def chance(records: dict[str, dict]) -> str:
     """In words: how many of the measured claims miss by chance, and how many verdicts survive that thought."""
     measured = p_values(records)
     decided = [id for id in measured if records[id]["verdict"] != "inconclusive"]
+    misses = len(measured) * (1 - LEVEL)
     return (
-        f"Of {len(measured)} measured claims about {len(measured) * (1 - LEVEL):.1f} intervals miss the truth by chance; "
-        f"{len(decided)} are decided, and {len(survivors(records))} of these survive Holm's correction for all "
+        f"Of {len(measured)} measured claims about {misses:.1f} intervals miss the truth by chance; {len(decided)} are decided, and {len(survivors(records))} of these survive Holm's correction for all "
         f"{len(measured)}"
     )
 

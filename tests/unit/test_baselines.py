@@ -82,7 +82,7 @@ def test_the_untrained_network_is_the_one_that_the_run_starts_from(quick, result
 
 
 def test_the_untrained_network_knows_the_statistics_of_its_images(quick, results):
-    """Batch norm's running mean and variance are those of all views of an epoch, batch by batch, as a loop takes them."""
+    """Batch norm's running mean and variance are those of an epoch's views, batch by batch, as a loop takes them."""
     config = baselines(quick.replace(seed=3))["untrained"]
     found = run(config).model().encoder
     images = runs.load_data(config)
@@ -141,8 +141,8 @@ def test_colour_statistics_are_scored_as_numpy_and_scikit_learn_score_them(quick
         )
     best = max(scores, key=lambda score: score[0])
     found = run(config).metrics
-    assert found["linear_validation_accuracy"] == pytest.approx(best[0], abs=0.011)  # another solver's tolerance
-    assert found["linear_accuracy"] == pytest.approx(best[1], abs=0.005)
+    assert found["linear_validation_accuracy"] == pytest.approx(best[0], abs=0.02)  # another solver's tolerance
+    assert found["linear_accuracy"] == pytest.approx(best[1], abs=0.02)
 
 
 def test_raw_pixels_are_scored_as_they_are():
@@ -176,7 +176,7 @@ MATTERS = {  # every value of a run → another one, and the baselines to which 
     "seed": (1, NETWORKS),
     "epochs": (5, LABELS), "learning_rate": (0.1, LABELS), "momentum": (0.5, LABELS), "weight_decay": (0.1, LABELS),
     "warmup_epochs": (0, LABELS),
-    "method": (Contrastive(temperature=0.5), ()), "batch_size": (16, ()),
+    "calibrate_batch_norm": (True, ()), "method": (Contrastive(temperature=0.5), ()), "batch_size": (16, ()),
 }  # fmt: skip
 
 
