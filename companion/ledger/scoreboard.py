@@ -50,8 +50,8 @@ def chance(records: dict[str, dict]) -> str:
     decided = [id for id in measured if records[id]["verdict"] != "inconclusive"]
     misses = len(measured) * (1 - LEVEL)
     return (
-        f"Of {len(measured)} measured claims about {misses:.1f} intervals miss the truth by chance; {len(decided)} are decided, and {len(survivors(records))} of these survive Holm's correction for all "
-        f"{len(measured)}"
+        f"Of {len(measured)} measured claims about {misses:.1f} intervals miss the truth by chance; {len(decided)} are "
+        f"decided, and {len(survivors(records))} of these survive Holm's correction for all {len(measured)}"
     )
 
 
