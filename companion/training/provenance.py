@@ -11,13 +11,20 @@ from companion import paths
 
 def provenance(device: torch.device) -> dict[str, str]:
     """Versions, device and commit that a run was made with."""
-    git = subprocess.run(
-        ["git", "-C", str(paths.ROOT), "describe", "--always", "--dirty", "--exclude=*"], capture_output=True, text=True
-    )
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": metadata.version("torchvision"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, one thread",
-        "commit": git.stdout.strip() or "unknown",
+        "commit": _commit(),
     }
+
+
+def _commit() -> str:
+    if not (paths.ROOT / "pyproject.toml").exists():  # installed: a repository around it is somebody else's
+        return "unknown"
+    command = ["git", "-C", str(paths.ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
+    except OSError:  # no git
+        return "unknown"

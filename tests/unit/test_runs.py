@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
+from companion import paths
 from companion.training import Config, probe, run, runs
 from companion.training.augment import Unchanged
 from companion.training.config import TRAINING_VERSION
 from companion.training.data import Data, Split
 from companion.training.methods.base import Method
+from companion.training.provenance import provenance
 
 FILES = ["config.json", "environment.json", "history.csv", "metrics.json", "weights.safetensors"]
 
@@ -300,3 +303,22 @@ def test_images_in_files_give_the_run_that_images_in_memory_give(tmp_path, resul
     for name in ("history.csv", "metrics.json", "weights.safetensors"):
         assert (memory.path / name).read_bytes() == (files.path / name).read_bytes(), name
     assert str(tmp_path) not in memory.key
+
+
+def test_the_commit_is_told_only_where_git_knows_this_project(monkeypatch, tmp_path):
+    def commit():
+        return provenance(torch.device("cpu"))["commit"]
+
+    def git(*arguments):
+        return subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True, capture_output=True, text=True)
+
+    (tmp_path / "installed").mkdir()
+    git("init", "--quiet")
+    git("-c", "user.name=x", "-c", "user.email=x", "commit", "--allow-empty", "--quiet", "--message", "somebody else's")
+    head = git("rev-parse", "HEAD").stdout
+    monkeypatch.setattr(paths, "ROOT", tmp_path / "installed")
+    assert commit() == "unknown"
+    (tmp_path / "installed" / "pyproject.toml").touch()  # now it is a checkout
+    assert head.startswith(commit().removesuffix("-dirty"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert commit() == "unknown"
