@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from companion import paths
-from companion.errors import CompanionError
+from companion.errors import CompanionError, whole
 
 
 def write(path: Path, content: bytes | str) -> None:
@@ -62,6 +62,7 @@ def lock(name: str) -> Iterator[None]:
 @contextlib.contextmanager
 def slot(count: int) -> Iterator[None]:
     """Hold one of ``count`` places to compute in: whatever runs in parallel, never more than ``count`` are busy."""
+    whole(count, "The number of places to compute in", least=1)
     places = [_lock(f"slot-{i}") for i in range(count)]
     while True:
         for place in places:

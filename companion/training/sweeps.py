@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from torch.optim.swa_utils import update_bn
 
 from companion import metrics, store
-from companion.errors import CompanionError
+from companion.errors import CompanionError, whole
 from companion.training import progress
 from companion.training.config import TRAINING_VERSION, Config
 from companion.training.loop import train
@@ -40,16 +40,18 @@ def sweep(configs: list[Config], *, jobs: int | None = None) -> list[Run]:
 
     Args:
         configs: descriptions of the runs; equal ones are trained once.
-        jobs: most processes at once; default: ``CONTRASTIVE_JOBS``, or the cores that this process may use.
+        jobs: most processes at once; default: ``CONTRASTIVE_JOBS``, or 1 if a run uses the GPU, or else the cores that
+            this process may use.
 
     Returns:
         The runs, in the order of ``configs``.
 
     Raises:
-        CompanionError: for missing or damaged data, diverged losses, or a run store that cannot be written. A run that
-            fails does not stop the others: all that could be trained are stored when this is raised.
+        CompanionError: for a number of jobs below 1, missing or damaged data, diverged losses, or a run store that
+            cannot be written. A run that fails does not stop the others: all that could be trained are stored when this
+            is raised.
     """
-    jobs = jobs or int(os.environ.get("CONTRASTIVE_JOBS") or joblib.cpu_count())
+    jobs = _default_jobs(configs) if jobs is None else whole(jobs, "jobs", least=1)
     folders = {config: folder(config) for config in configs}
     missing = [config for config, path in folders.items() if not path.exists()]
     if missing:
@@ -65,6 +67,15 @@ def sweep(configs: list[Config], *, jobs: int | None = None) -> list[Run]:
                 _tell(missing, failures)
     _remember(folders.values())
     return [Run(config, folders[config]) for config in configs]
+
+
+def _default_jobs(configs: list[Config]) -> int:
+    given = os.environ.get("CONTRASTIVE_JOBS", "").strip()
+    if given:
+        return whole(int(given) if given.isdecimal() else given, "JOBS (or CONTRASTIVE_JOBS)", least=1)
+    if torch.accelerator.is_available() and any(config.accelerator != "cpu" for config in configs):
+        return 1  # every run takes the first GPU, which one process keeps busy
+    return joblib.cpu_count()
 
 
 def _tell(configs: list[Config], failures: list[str | None]) -> None:

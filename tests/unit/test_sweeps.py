@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 
+from companion import store
 from companion.errors import CompanionError
 from companion.training import Unchanged, run, runs, sweep, sweeps
 
@@ -109,6 +110,31 @@ def test_how_many_compute_at_once(quick, results, monkeypatch, variable, jobs, e
     assert asked == [expected]
 
 
+@pytest.mark.parametrize(
+    ("variable", "jobs"), [("-1", None), ("0", None), ("two", None), ("1.5", None), ("1", -1), ("1", 0)]
+)
+def test_a_number_of_processes_that_is_none_is_told(quick, results, monkeypatch, variable, jobs):
+    monkeypatch.setenv("CONTRASTIVE_JOBS", variable)
+    with pytest.raises(CompanionError, match=r"(?i)^jobs .*is .*: expected a whole number of at least 1"):
+        sweep([quick], jobs=jobs)
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "there", "expected"),
+    [(["cpu", "cuda"], True, 1), (["auto"], True, 1), (["cpu"], True, 7), (["auto"], False, 7)],
+)
+def test_one_process_computes_on_a_gpu(quick, results, monkeypatch, accelerators, there, expected):
+    asked = []
+    monkeypatch.setattr(sweeps.joblib, "cpu_count", lambda: 7)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: there)
+    monkeypatch.setattr(sweeps, "_ensure", lambda config, jobs: asked.append(jobs))
+    monkeypatch.setattr(sweeps, "_ensure_elsewhere", lambda config, jobs, settings: asked.append(jobs))
+    monkeypatch.setattr(sweeps.joblib, "Parallel", lambda n_jobs: lambda tasks: [f(*a, **k) for f, a, k in tasks])
+    monkeypatch.delenv("CONTRASTIVE_JOBS")
+    sweep([quick.replace(accelerator=accelerator) for accelerator in accelerators])
+    assert asked == [expected] * len(accelerators)
+
+
 def test_the_notebook_runner_learns_which_runs_were_used(quick, results, tmp_path, monkeypatch):
     monkeypatch.setenv("CONTRASTIVE_USED_RUNS", str(tmp_path / "used"))
     trained = run(quick)
@@ -144,11 +170,15 @@ def test_the_bar_counts_epochs_of_all_missing_runs(quick, results, monkeypatch):
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_slot_is_free_again_after_an_error(results, count):
-    from companion import store
-
     for _ in range(3):
         with pytest.raises(RuntimeError), store.slot(count):
             raise RuntimeError
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_without_any_slot_nothing_waits_for_one(results, count):
+    with pytest.raises(CompanionError, match=rf"is {count}: expected a whole number of at least 1"), store.slot(count):
+        pass
 
 
 @pytest.fixture
