@@ -1,5 +1,6 @@
 """Recorded runs: a table that is committed, one row a run, with what it was made from and with."""
 
+import csv
 import functools
 import io
 import json
@@ -33,7 +34,7 @@ def record(runs: Iterable[Run], path: Path) -> int:
         for key, run in sorted(runs.items())
     ]
     with store.lock(f"recorded-{path.parent.name}"):
-        old = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["key"])
+        old = _rows(path) if path.exists() else pd.DataFrame(columns=["key"])
         if not rows:
             return len(old)
         whole = pd.concat([old[~old["key"].isin(runs)], pd.DataFrame(rows)]).sort_values("key")
@@ -63,34 +64,61 @@ def matching(configs: Iterable[Config], folder: str = "cpu") -> pd.DataFrame:
 
 @functools.cache
 def read(path: Path) -> pd.DataFrame:
-    """The whole table at ``path``, one row a run; a damaged or foreign row is left out, and told once.
+    """The whole table at ``path``, one row a run; a damaged, foreign or repeated row is left out, and told once.
 
     Raises:
         CompanionError: if the file is no table of runs at all.
     """
     if not path.exists():
         return pd.DataFrame()
-    try:
-        rows = pd.read_csv(path)
-        if missing := sorted(set(NEEDED) - set(rows)):
-            raise ValueError(f"it has no column {', '.join(missing)}")
-    except ValueError as error:
-        raise CompanionError(
-            f"{path} is not a table of recorded runs ({error}): restore it from the repository."
-        ) from error
-    good = []
-    for line, row in enumerate(rows.to_dict("records"), start=2):  # line 1 has the names
+    rows, good = _rows(path), {}
+    for line, row in zip(rows.index, rows.to_dict("records"), strict=True):
         try:
             config = from_json(row["config"])
             if config.key(row["data"]) != row["key"]:
                 raise CompanionError("its key is not that of its config: another version made it, or it was edited")
             if not np.isfinite([float(row["linear_accuracy"]), float(row["negative_variance"])]).all():
                 raise CompanionError("its metrics are not finite")
+            if row["key"] in good:
+                raise CompanionError("its run has a line above")
         except (ValueError, TypeError) as error:
-            print(f"{path.name}, line {line} is ignored: {error}.")
+            _ignored(path, line, error)
             continue
-        good.append(config.flat() | row)
-    return pd.DataFrame(good)
+        good[row["key"]] = config.flat() | row
+    return pd.DataFrame(list(good.values()))
+
+
+def _rows(path: Path) -> pd.DataFrame:
+    """What the file holds, by the number of the line; a line that is no row is left out, and told.
+
+    No cell has a line break, so a quote that is not closed spoils its own line alone.
+    """
+    try:
+        names, *lines = path.read_text(encoding="utf-8").split("\n")
+        columns = next(csv.reader([names]), [])
+        if missing := sorted(set(NEEDED) - set(columns)):
+            raise ValueError(f"it has no column {', '.join(missing)}")
+    except (ValueError, csv.Error) as error:
+        raise CompanionError(
+            f"{path} is not a table of recorded runs ({error}): restore it from the repository."
+        ) from error
+    good = {}
+    for number, line in enumerate(lines, start=2):
+        try:
+            cells = len(next(csv.reader([line], strict=True), []))
+        except csv.Error as error:
+            _ignored(path, number, error)
+            continue
+        if cells == len(columns):
+            good[number] = line
+        elif cells:
+            _ignored(path, number, f"it has {cells} cells for {len(columns)} columns")
+    rows = pd.read_csv(io.StringIO("\n".join([names, *good.values()])))
+    return rows.set_axis(list(good))
+
+
+def _ignored(path: Path, line: int, why) -> None:
+    print(f"{path.name}, line {line} is ignored: {why}.")
 
 
 def _measured(runs: dict[str, Run]) -> set[str]:

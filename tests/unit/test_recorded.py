@@ -127,6 +127,47 @@ def test_a_damaged_row_is_left_out_and_told_once(three, path, capsys, damage):
     assert told.count("\n") == 1
 
 
+BROKEN_LINES = {
+    "an extra cell": lambda line: line + ",1",
+    "cut short": lambda line: line[: len(line) // 2],
+    "a cell too few": lambda line: line.rpartition(",")[0],
+    "an open quote": lambda line: line + ',"',
+    "an open quote within": lambda line: line.replace('}"', "}"),
+}
+
+
+@pytest.mark.parametrize("damage", BROKEN_LINES)
+def test_a_line_that_is_no_row_is_left_out_alone(three, path, capsys, damage, forget):
+    text, _ = three
+    lines = text.splitlines()
+    lines[2] = BROKEN_LINES[damage](lines[2])
+    path.parent.mkdir(parents=True)
+    path.write_text("\n".join(lines) + "\n")
+    assert list(recorded.read(path)["key"]) == [lines[n].partition(",")[0] for n in (1, 3)]
+    told = capsys.readouterr().out
+    assert told.startswith("runs.csv, line 3 is ignored: ")
+    assert told.count("\n") == 1
+
+
+def test_a_run_counts_once_however_often_it_stands_there(three, path, capsys):
+    text, config = three
+    lines = text.splitlines()
+    path.parent.mkdir(parents=True)
+    path.write_text("\n".join([*lines, lines[2], lines[2]]))
+    assert recorded.read(path)["key"].is_unique
+    assert len(recorded.matching([config, config.replace(loss="dcl")])) == 3
+    told = capsys.readouterr().out
+    assert [line.partition(" is")[0] for line in told.splitlines()] == ["runs.csv, line 5", "runs.csv, line 6"]
+
+
+def test_nothing_is_recorded_into_what_is_no_table(quick, path):
+    path.parent.mkdir(parents=True)
+    path.write_text("not,a\ntable,of runs\n")
+    with pytest.raises(CompanionError, match="is not a table of recorded runs"):
+        recorded.record([run(quick)], path)
+    assert path.read_text() == "not,a\ntable,of runs\n"
+
+
 @pytest.mark.parametrize("content", ["", "not,a\ntable,of runs\n", "\0\1\2", "key,data,config\na,b,c\n"])
 def test_a_file_that_is_no_table_of_runs_is_told(path, content):
     path.parent.mkdir(parents=True)
