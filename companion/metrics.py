@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from companion import losses
+from companion.errors import CompanionError
+from companion.losses._inputs import check_views
 from companion.similarity import cosine, off_diagonal
 
 
@@ -20,8 +22,12 @@ def similarity_statistics(u: Tensor, v: Tensor) -> dict[str, float]:
     Returns:
         ``positive_mean``, ``positive_variance``, ``negative_mean``, ``negative_variance``, ``negative_std``; population
         moments, since the pairs *are* the population.
+
+    Raises:
+        CompanionError: if the embeddings are not two finite (n, d) views with n >= 2.
     """
-    s = cosine(u, v).double()
+    check_views(u, v)
+    s = _double(cosine(u, v))
     positives, negatives = s.diagonal(), off_diagonal(s)
     return {
         "positive_mean": positives.mean().item(),
@@ -51,8 +57,8 @@ def variance_parts(u: Tensor, v: Tensor, y: Tensor) -> dict[str, float]:
     Returns:
         ``same_vs_different``, ``among_class_pairs``, ``within_class_pairs``, which add up to ``total``.
     """
-    s = cosine(u, v).double().fill_diagonal_(0)  # (n, n); the positives on the diagonal count for nothing
-    member = F.one_hot(y).double()  # (n, C)
+    s = _double(cosine(u, v)).fill_diagonal_(0)  # (n, n); the positives on the diagonal count for nothing
+    member = F.one_hot(y.to(s.device)).double()  # (n, C)
     sizes = member.sum(dim=0)  # (C,)
     pairs = sizes[:, None] * sizes - torch.diag(sizes)  # (C, C) negatives in each ordered pair of classes
     sums = member.T @ s @ member  # (C, C)
@@ -92,6 +98,16 @@ def tolerance(z: Tensor, y: Tensor) -> float:
     Args:
         z: (n, d) embeddings.
         y: (n,) labels; at least one class has two members.
+
+    Raises:
+        CompanionError: if no class has two members.
     """
     same = off_diagonal((y[:, None] == y).to(z.dtype))
+    if not same.any():
+        raise CompanionError(f"All {len(y)} labels differ: expected a class with at least two members.")
     return ((off_diagonal(cosine(z, z)) * same).sum() / same.sum()).item()
+
+
+def _double(s: Tensor) -> Tensor:
+    """In float64, where ``s`` lies; on the CPU if it lies on an Apple GPU, which has no float64."""
+    return (s.cpu() if s.device.type == "mps" else s).double()

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from companion import metrics
+from companion.errors import CompanionError
 
 
 @pytest.fixture
@@ -83,3 +84,35 @@ def test_alignment_and_uniformity_take_their_exponents():
     assert metrics.uniformity(square, t=1) == pytest.approx(
         math.log((4 * math.exp(-2) + 2 * math.exp(-4)) / 6), abs=1e-12
     )
+
+
+class OnApple(torch.Tensor):
+    """A tensor that says it lies on an Apple GPU, where float64 is not to be had."""
+
+    device = property(lambda self: torch.device("mps"))
+
+    def double(self):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_moments_are_taken_in_float64_even_for_a_device_that_has_none(views):
+    u, v, y = views
+    elsewhere = (u.as_subclass(OnApple), v.as_subclass(OnApple))
+    assert metrics.similarity_statistics(*elsewhere) == metrics.similarity_statistics(u, v)
+    assert metrics.variance_parts(*elsewhere, y) == metrics.variance_parts(u, v, y)
+
+
+def test_no_statistics_of_what_has_none(views):
+    u, v, y = views
+    for bad, expected in (
+        ((u[:1], v[:1]), "u has 1 rows: expected at least 2"),
+        ((u, v[:5]), "expected two views of one shape"),
+        ((u, v * math.nan), "v has NaN or infinite values in 12 of 12 rows"),
+    ):
+        with pytest.raises(CompanionError, match=expected):
+            metrics.similarity_statistics(*bad)
+    with pytest.raises(CompanionError, match="All 12 labels differ: expected a class with at least two members"):
+        metrics.tolerance(u, torch.arange(len(y)))
