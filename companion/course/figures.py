@@ -164,7 +164,7 @@ def baseline_lines(axes: Axes, table: pd.DataFrame) -> None:
         axes.axhline(value, color="0.35", linestyle=":", linewidth=1)
         axes.annotate(
             name, (0.02, value), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points",
-            fontsize=7.5, color="0.35",
+            fontsize=7.5, color="0.35", zorder=5, bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.5},
         )  # fmt: skip
 
 
