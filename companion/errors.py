@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import math
+import numbers
 from collections.abc import Iterator
 
 
@@ -46,11 +47,8 @@ def choose(value, options, what: str):
 
 def positive(value, what: str, *, zero: bool = False) -> float:
     """Return ``value`` if it is a finite number > 0 (or >= 0 with ``zero=True``), else raise."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not (math.isfinite(number) and (number > 0 or (zero and number == 0))):
+    number = _finite(value)
+    if not (number > 0 or (zero and number == 0)):
         bound = "at least 0" if zero else "greater than 0"
         raise CompanionError(f"{what} is {value!r}: expected a finite number {bound}.")
     return value
@@ -58,13 +56,18 @@ def positive(value, what: str, *, zero: bool = False) -> float:
 
 def number(value, what: str) -> float:
     """Return ``value`` if it is a finite number, else raise."""
-    try:
-        finite = math.isfinite(float(value))
-    except (TypeError, ValueError):
-        finite = False
-    if not finite:
+    if math.isnan(_finite(value)):
         raise CompanionError(f"{what} is {value!r}: expected a finite number.")
     return value
+
+
+def _finite(value) -> float:
+    """The value as a float; NaN if it is infinite or no number, as is text, although ``float`` would read one in it."""
+    try:
+        found = math.nan if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last from a tensor of several entries
+        return math.nan
+    return found if math.isfinite(found) else math.nan
 
 
 def share(value, what: str) -> float:
@@ -75,7 +78,7 @@ def share(value, what: str) -> float:
 
 
 def whole(value, what: str, *, least: int) -> int:
-    """Return ``value`` if it is an integer >= ``least``, else raise."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    """Return ``value`` as an ``int`` if it is an integer >= ``least``, NumPy's too, else raise."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise CompanionError(f"{what} is {value!r}: expected a whole number of at least {least}.")
-    return value
+    return int(value)

@@ -27,7 +27,7 @@ def vrns(u: Tensor, v: Tensor, *, n: int, similarity=cosine, tile: int | None = 
     Raises:
         CompanionError: if the embeddings are not two finite (m, d) views with m >= 2, or n < m.
     """
-    whole(n, "n (the training-set size)", least=len(u))
+    n = whole(n, "n (the training-set size)", least=len(u))
     return _mean(lambda s: (s + 1 / (n - 1)).square(), u, v, similarity, tile)
 
 
@@ -44,7 +44,7 @@ def vrns_parts(u: Tensor, v: Tensor, *, n: int, similarity=cosine, tile: int | N
     Raises:
         CompanionError: as :func:`vrns`.
     """
-    whole(n, "n (the training-set size)", least=len(u))
+    n = whole(n, "n (the training-set size)", least=len(u))
     mean = _mean(lambda s: s, u, v, similarity, tile)
     variance = _mean(lambda s, mean: (s - mean).square(), u, v, similarity, tile, shared=(mean,))
     return variance, (mean + 1 / (n - 1)).square()

@@ -5,6 +5,8 @@ import numbers
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 from companion.errors import CompanionError, choose
 
 
@@ -12,7 +14,8 @@ from companion.errors import CompanionError, choose
 class Settings:
     """What an augmentation, a method and a run have in common: fields with defaults, checked once, never changed.
 
-    A field that is declared ``float`` holds a float, so that 30 and 30.0 are one value.
+    A field that is declared ``float`` holds a float, so that 30, 30.0 and a tensor of it are one value; a whole number
+    of NumPy's becomes an ``int``.
     """
 
     name: ClassVar[str] = ""  # under which a registry knows it
@@ -20,8 +23,14 @@ class Settings:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type in (float, "float") and isinstance(value, numbers.Real) and not isinstance(value, bool):
+            if isinstance(value, Tensor) and value.numel() == 1:
+                value = value.item()
+            if isinstance(value, bool):
+                continue
+            if field.type in (float, "float") and isinstance(value, numbers.Real):
                 object.__setattr__(self, field.name, float(value))
+            elif isinstance(value, numbers.Integral):
+                object.__setattr__(self, field.name, int(value))
         self.validate()
 
     def validate(self) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,6 +52,11 @@ def test_a_changed_default_raises_the_version():
         ({"temperature": -0.1}, "temperature is -0.1"),
         ({"temperature": math.nan}, "temperature is nan"),
         ({"temperature": "warm"}, "temperature is 'warm'"),
+        ({"temperature": "0.2"}, "temperature is '0.2': expected a finite number"),
+        ({"learning_rate": "0.5"}, "learning_rate is '0.5': expected a finite number"),
+        ({"bias": b"-10"}, "bias is b'-10': expected a finite number"),
+        ({"temperature": torch.ones(2)}, r"temperature is tensor.*: expected a finite number"),
+        ({"seed": np.bool_(True)}, "seed is .*True.*: expected a whole number"),
         ({"vrns": -1.0}, "vrns is -1.0.*at least 0"),
         ({"batch_size": 1}, "batch_size is 1.*at least 2"),
         ({"batch_size": 64.0}, "batch_size is 64.0: expected a whole number"),
@@ -93,6 +99,19 @@ def test_whole_numbers_and_floats_are_one_config_with_one_key():
         assert one == other == third
         assert len({one, other, third}) == 1
         assert one.key("data") == other.key("data") == third.key("data")
+
+
+def test_numbers_of_torch_and_numpy_are_the_same_config_with_the_same_key():
+    base = Config()
+    for name, number, plain in (
+        ("temperature", torch.tensor(0.5), 0.5), ("learning_rate", torch.tensor([0.25], requires_grad=True), 0.25),
+        ("seed", np.int64(3), 3), ("batch_size", np.int32(64), 64), ("loss_batch_size", np.int64(32), 32),
+        ("heads", np.int8(2), 2), ("image_size", np.uint8(32), 32),
+    ):  # fmt: skip
+        one, other = base.replace(**{name: number}), base.replace(**{name: plain})
+        assert one == other
+        assert type(one.flat()[name]) is type(plain)
+        assert one.key("data") == other.key("data")
 
 
 def test_the_whole_batch_has_one_description():
