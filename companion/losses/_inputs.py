@@ -87,7 +87,7 @@ def loss(function=None, **checks):
 
     The decorated function may rely on this: its embeddings (`u`, `v`, `z`, `queue`) and labels (`y`) are sound; all
     embeddings have one dtype, float32 or float64; autocast is off; `temperature` is positive; a hyperparameter with a
-    check of :mod:`companion.errors` has passed it, if it is a tensor then in every entry; `similarity` is a
+    check of :mod:`companion.errors` has passed it, and holds one number if it is a tensor; `similarity` is a
     :class:`~companion.similarity.Similarity`; `tile` is None or a positive whole number. Inside :func:`unchecked`
     nothing has looked at the values of tensors.
     """
@@ -102,8 +102,8 @@ def loss(function=None, **checks):
         if _checking.get():
             _check(arguments)
         for name, check in checks.items():
-            for value in _numbers(arguments[name]) if name in arguments else ():
-                check(value, name)
+            if name in arguments:
+                _check_number(arguments[name], name, check)
         if arguments.get("tile") is not None:
             whole(arguments["tile"], "tile", least=1)
         if "similarity" in arguments:
@@ -130,14 +130,24 @@ def _check(arguments: dict) -> None:
         check_queue(arguments["queue"], arguments["u"])
 
 
-def _numbers(hyperparameter) -> list:
-    """What to check: a number itself; of a tensor the least and the greatest entry, which are NaN if one is."""
-    if not isinstance(hyperparameter, Tensor):
-        return [hyperparameter]
-    if not _checking.get():
-        return []
-    entries = hyperparameter.detach()
-    return torch.stack(entries.aminmax()).tolist() if entries.numel() else [entries.tolist()]
+def _check_number(value, name: str, check) -> None:
+    if isinstance(value, Tensor):
+        if value.numel() != 1:  # it would broadcast against embeddings or similarities, whichever it happens to fit
+            raise CompanionError(
+                f"{name} has shape {tuple(value.shape)}: expected a number, or a tensor that holds one."
+            )
+        if not _checking.get():
+            return
+        value = value.item()
+    check(value, name)
+
+
+def scalar(x, like: Tensor) -> Tensor:
+    """A hyperparameter as a tensor of the dtype and on the device of ``like``; a number is not copied there from the
+    CPU, which would make a GPU wait."""
+    if isinstance(x, Tensor):
+        return x.to(device=like.device, dtype=like.dtype)
+    return torch.full((), float(x), dtype=like.dtype, device=like.device)
 
 
 def _similarity(similarity) -> Similarity:

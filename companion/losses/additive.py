@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from companion.errors import number, positive
-from companion.losses._inputs import loss
+from companion.losses._inputs import loss, scalar
 from companion.losses._pairs import SameInstance, log1p_exp, total
 from companion.similarity import cosine
 
@@ -41,7 +41,7 @@ def siglip(
             not finite.
     """
     attract = log1p_exp(-(scale * similarity.paired(u, v) + bias)).mean()
-    learned = [torch.as_tensor(x, dtype=u.dtype, device=u.device) for x in (scale, bias)]
+    learned = [scalar(x, like=u) for x in (scale, bias)]
     repel = _negatives(lambda s, t, b: log1p_exp(t * s + b), u, v, within_view, similarity, tile, learned)
     return attract + (len(u) - 1) * repel
 

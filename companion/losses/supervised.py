@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from companion.losses._inputs import loss, not_negative
+from companion.losses._inputs import loss, not_negative, scalar
 from companion.losses._pairs import NoPositive, SameInstance, SameLabel, log_sum_exp, total
 from companion.similarity import cosine
 
@@ -74,7 +74,7 @@ def eps_sup_info_nce(
         CompanionError: as :func:`sup_con`, or if ε is negative.
     """
     negatives = log_sum_exp(z, z, temperature, similarity, SameLabel(y), tile)  # (n,); -∞ without other classes
-    learned = [torch.as_tensor(x, dtype=z.dtype, device=z.device) for x in (temperature, -epsilon)]
+    learned = [scalar(x, like=z) for x in (temperature, -epsilon)]
 
     def term(s, weight, negative, temperature, margin):
         return weight * torch.logaddexp(margin, negative - s / temperature)  # -log e^s / (e^(s - ε) + e^negative)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from companion.losses._inputs import scalar
 from companion.similarity import Similarity
 
 
@@ -23,8 +24,10 @@ def log_sum_exp(a: Tensor, b: Tensor, temperature, similarity: Similarity, skip,
     The gradient takes a second pass, since a softmax can be formed only after its sum is known.
     """
     left, right = _prepared(a, b, similarity)
-    temperature = torch.as_tensor(temperature, dtype=a.dtype, device=a.device)
-    rows, columns = _LogSumExp.apply(left, right, temperature, similarity, skip, tile)
+    # Before it moves to the device: there it would have to be waited for.
+    number = temperature.detach().item() if isinstance(temperature, Tensor) else temperature
+    extent = max(abs(similarity.low), abs(similarity.high)) / number
+    rows, columns = _LogSumExp.apply(left, right, scalar(temperature, like=a), extent, similarity, skip, tile)
     return rows, rows if columns is None else columns
 
 
@@ -42,12 +45,12 @@ def in_row_blocks(function, u: Tensor, tile: int) -> Tensor:
 
 
 class _LogSumExp(torch.autograd.Function):
-    """Inputs: prepared embeddings a and b; b = None stands for a with itself, and its columns are None then."""
+    """Inputs: prepared embeddings a and b; b = None stands for a with itself, and its columns are None then;
+    the extent of the logits, |x| at most."""
 
     @staticmethod
-    def forward(ctx, a, b, temperature, similarity, skip, tile):
+    def forward(ctx, a, b, temperature, extent, similarity, skip, tile):
         symmetric, right = b is None, a if b is None else b
-        extent = max(abs(similarity.low), abs(similarity.high)) / temperature.item()
         bounded = extent < 0.7 * math.log(torch.finfo(a.dtype).max)  # every exponential, and their sum, is in range
         rows = a.new_full((len(a),), 0 if bounded else -torch.inf)
         columns = rows if symmetric else a.new_full((len(b),), 0 if bounded else -torch.inf)
@@ -102,7 +105,7 @@ class _LogSumExp(torch.autograd.Function):
             parts = torch.autograd.grad(logits, leaves, _without(skip, slope, i, j, 0))
             for grad, part in zip((grad_a[_slice(i)], grad_b[_slice(j)], grad_t), parts, strict=True):
                 grad += part
-        return grad_a, None if symmetric else grad_b, grad_t, None, None, None
+        return grad_a, None if symmetric else grad_b, grad_t, None, None, None, None
 
 
 class _Total(torch.autograd.Function):

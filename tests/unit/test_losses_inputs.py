@@ -4,6 +4,7 @@ import contextlib
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from loss_cases import ALL, LABELS, NO_TILE, TWO_VIEWS, call
@@ -48,7 +49,7 @@ def test_views_of_different_shapes(name):
 
 
 @pytest.mark.parametrize("name", ["info_nce", "clip", "nt_xent", "dcl", "dclw", "dhel"])
-@pytest.mark.parametrize("temperature", [0, -0.1, math.nan, math.inf, "warm", None])
+@pytest.mark.parametrize("temperature", [0, -0.1, math.nan, math.inf, 10**400, "warm", "0.2", None])
 def test_bad_temperature(name, temperature):
     if temperature is None:
         with pytest.raises(TypeError, match="temperature"):
@@ -96,6 +97,8 @@ def test_bad_labels(name, y, message):
         (lambda: losses.info_nce(U, V, temperature=0.1, queue=spoiled(math.nan)), "queue has NaN"),
         (lambda: losses.nt_xent(U, V, temperature=0.1, similarity="cosine"), "similarity is 'cosine'"),
         (lambda: losses.LogitScale(initial=-1), "initial is -1"),
+        (lambda: losses.LogitScale(initial=torch.tensor([1.0, 2.0])), r"initial is tensor\(\[1., 2.\]\)"),
+        (lambda: losses.siglip(U, V, scale=1, bias="-10"), "bias is '-10'"),
     ],
 )
 def test_bad_hyperparameters(function, message):
@@ -103,7 +106,7 @@ def test_bad_hyperparameters(function, message):
         function()
 
 
-# --- hyperparameters that are tensors, since they are learned or span a grid ------------------------------------------
+# --- hyperparameters that are tensors, since they are learned ------------------------------------------
 
 LEARNED = [
     *((name, "temperature", -0.5) for name in ("info_nce", "clip", "nt_xent", "dcl", "dclw", "dhel")),
@@ -125,11 +128,14 @@ LEARNED = [
 
 @pytest.mark.parametrize(("name", "hyperparameter", "bad"), LEARNED)
 def test_bad_tensors(name, hyperparameter, bad):
-    for value in (torch.tensor(bad), torch.tensor([0.25, bad], dtype=torch.float64), torch.tensor([[bad], [0.25]])):
+    for value in (torch.tensor(bad), torch.tensor([[bad]], dtype=torch.float64)):
         with pytest.raises(CompanionError, match=f"^{hyperparameter} is {bad}: expected a finite number"):
             call(name, U, V, **{hyperparameter: value.requires_grad_()})
-    with pytest.raises(CompanionError, match=rf"^{hyperparameter} is \[\]: expected a finite number"):
-        call(name, U, V, **{hyperparameter: torch.tensor([])})
+    for several in (torch.tensor([]), torch.full((4,), 0.25), torch.full((8, 1), 0.25)):
+        with pytest.raises(
+            CompanionError, match=rf"^{hyperparameter} has shape \(.*\): expected a number, or a tensor"
+        ):
+            call(name, U, V, **{hyperparameter: several})
 
 
 @pytest.mark.parametrize(("name", "hyperparameter", "_"), LEARNED)
@@ -180,6 +186,31 @@ def test_unchecked_looks_at_no_value(name, hyperparameter, _):
         with pytest.raises(CompanionError, match=f"{hyperparameter} is nan"):  # that takes no look
             looks(math.nan)
     assert looks(learned) > looks(number) > 0
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name not in NO_TILE])
+def test_unchecked_tiles_look_at_no_value(name):
+    with losses.unchecked(), Looks() as looks:
+        call(name, U, V, tile=3)
+    assert looks.count == 0
+
+
+@pytest.mark.parametrize("tile", [None, 3])
+@pytest.mark.parametrize("name", ["siglip", "eps_sup_info_nce", "nt_xent"])
+def test_no_number_is_copied_to_the_device(name, tile, monkeypatch):
+    """That copy would make a GPU wait; what ``torch.full`` makes, it makes there."""
+    copied, as_tensor = [], torch.as_tensor
+    monkeypatch.setattr(torch, "as_tensor", lambda x, **options: copied.append(x) or as_tensor(x, **options))
+    call(name, U, V, tile=tile)
+    assert not [x for x in copied if not isinstance(x, Tensor)]
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.uint8])
+def test_whole_numbers_of_numpy_are_whole_numbers(integer):
+    assert losses.vrns(U, V, n=integer(100)) == losses.vrns(U, V, n=100)
+    assert losses.nt_xent(U, V, temperature=0.2, tile=integer(3)) == losses.nt_xent(U, V, temperature=0.2, tile=3)
+    with pytest.raises(CompanionError, match=r"is np.int64\(7\): expected a whole number of at least 8"):
+        losses.vrns(U, V, n=np.int64(7))
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # of pdist
