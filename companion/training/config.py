@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass, fields
 
 from companion.errors import CompanionError, choose, positive, whole
+from companion.training import probe
 from companion.training.augment import AUGMENTATIONS, SimCLR
 from companion.training.encoders import ENCODERS
 from companion.training.methods import METHODS, Contrastive
@@ -74,9 +75,9 @@ class Config(Settings):
             if type(getattr(self, name)) not in registry.values():
                 raise CompanionError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(registry)}.")
         for name, least in (
-            ("image_size", 8), ("n_train", 2), ("n_validation", 0), ("width", 1), ("projector_hidden", 1),
-            ("projector_dim", 2), ("batch_size", 2), ("epochs", 0), ("measured_pairs", 2), ("warmup_epochs", 0),
-            ("seed", 0),
+            ("image_size", 8), ("n_train", probe.NEIGHBOURS), ("n_validation", 0), ("width", 1),
+            ("projector_hidden", 1), ("projector_dim", 2), ("batch_size", 2), ("epochs", 0), ("measured_pairs", 2),
+            ("warmup_epochs", 0), ("seed", 0),
         ):  # fmt: skip
             whole(getattr(self, name), name, least=least)
         if not isinstance(self.calibrate_batch_norm, bool):

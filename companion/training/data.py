@@ -13,12 +13,14 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 import torchvision
 from PIL import Image
 from sklearn.model_selection import train_test_split
 from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as transforms
 
 from companion import paths, store
@@ -125,12 +127,13 @@ def load(name: str, *, image_size: int, n_train: int, n_validation: int = 0, sto
 
 @functools.lru_cache
 def identity(name: str) -> str:
-    """What the data *are*, wherever they lie: the name, or for an image folder its name and a hash of its file list."""
+    """What the data *are*, wherever they lie: the name, or of an image folder its name and a hash of its file list."""
     if not name.startswith("imagefolder:"):
         return choose(name, DATASETS, "data set")
     folder = _image_folder(name)
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    files = (path for split in ("train", "test") for path in (folder / split).rglob("*"))
+    for path in sorted(path for path in files if path.suffix.lower() in IMG_EXTENSIONS):  # not .DS_Store
         digest.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
     return f"imagefolder:{folder.name}:{digest.hexdigest()[:12]}"
 
@@ -264,6 +267,12 @@ def _load_image_folder(folder: Path, image_size: int) -> tuple[FileSplit, FileSp
         raise CompanionError(
             f"{folder} has class folders in only one of train/ and test/: {', '.join(differing)}. Both need the same."
         )
+    classes = len(found["train"].classes)
+    if classes < 2 or len(found["test"]) <= classes:
+        raise CompanionError(
+            f"{folder} has {classes} class{'es' * (classes > 1)} and {len(found['test'])} test images: expected at "
+            "least two classes, and two test images of one of them, or there is nothing to measure."
+        )
     return tuple(
         FileSplit(np.array([path for path, _ in f.samples]), torch.tensor(f.targets), image_size)
         for f in found.values()
@@ -274,11 +283,13 @@ def _in_memory(splits: tuple[FileSplit, FileSplit], name: str) -> tuple[Split, S
     """Decode every image once; later runs map the decoded tensors from ``results/cache``."""
     cache = paths.results() / "cache" / f"{name.replace(':', '-')}.safetensors"
     with store.lock(cache.stem):  # several processes start at once; one decodes
-        if not cache.exists():
+        try:
+            tensors = safetensors.torch.load_file(cache)
+        except (FileNotFoundError, safetensors.SafetensorError):  # not there yet, or damaged
             decoded = {split: files[:] for split, files in zip(("train", "test"), splits, strict=True)}
             tensors = {f"{split}_images": d.images for split, d in decoded.items()}
             store.write(cache, safetensors.torch.save(tensors))
-    tensors = safetensors.torch.load_file(cache)
+            tensors = safetensors.torch.load_file(cache)
     return tuple(
         Split(tensors[f"{split}_images"], files.labels) for split, files in zip(("train", "test"), splits, strict=True)
     )

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from companion.errors import CompanionError
 
+NEIGHBOURS = 5  # that vote on an image
+
 
 def linear_probe(
     features: Tensor, labels: Tensor, *tests: tuple[Tensor, Tensor], strength: float = 1.0, normalise: bool = True
@@ -35,7 +37,7 @@ def linear_probe(
     return _correct(classifier, features, labels, tests)
 
 
-def knn(features: Tensor, labels: Tensor, *tests: tuple[Tensor, Tensor], k: int = 5) -> list[np.ndarray]:
+def knn(features: Tensor, labels: Tensor, *tests: tuple[Tensor, Tensor], k: int = NEIGHBOURS) -> list[np.ndarray]:
     """Majority vote of the ``k`` training images of highest cosine similarity; arguments as :func:`linear_probe`."""
     return _correct(KNeighborsClassifier(n_neighbors=k, metric="cosine"), features, labels, tests)
 

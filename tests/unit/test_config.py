@@ -62,6 +62,7 @@ def test_a_changed_default_raises_the_version():
         ({"batch_size": 64.0}, "batch_size is 64.0: expected a whole number"),
         ({"batch_size": True}, "batch_size is True: expected a whole number"),
         ({"batch_size": 100_000}, "batch_size 100000 is larger than n_train"),
+        ({"n_train": 4, "batch_size": 2}, "n_train is 4: expected a whole number of at least 5"),  # neighbours
         ({"loss_batch_size": 1}, "loss_batch_size is 1"),
         ({"loss_batch_size": 48}, "loss_batch_size 48 does not divide batch_size 128"),
         ({"flip": 1.5}, "flip is 1.5: expected a number from 0 to 1"),

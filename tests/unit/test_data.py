@@ -325,3 +325,40 @@ def test_a_folder_without_class_folders_is_told(tmp_path, results):
         (tmp_path / "flat" / split).mkdir(parents=True)
     with pytest.raises(CompanionError, match=r"train cannot be used"):
         load(tmp_path / "flat")
+
+
+def test_what_cannot_be_measured_is_told_before_it_is_trained(tmp_path, results):
+    for classes, tests in ((1, 4), (2, 1)):
+        folder = tmp_path / f"{classes}-{tests}"
+        for split, count in (("train", 12), ("test", tests)):
+            for label in range(classes):
+                (folder / split / str(label)).mkdir(parents=True)
+                for i in range(count):
+                    Image.new("RGB", (20, 20)).save(folder / split / str(label) / f"{i}.png")
+        with pytest.raises(
+            CompanionError, match=rf"has {classes} class.* and {classes * tests} test images: expected at"
+        ):
+            load(folder, n_train=8, n_validation=0)
+
+
+def test_the_identity_of_an_image_folder_is_that_of_its_images(image_folder, forget):
+    before = data.identity(f"imagefolder:{image_folder}")
+    for junk in (".DS_Store", "train/.DS_Store", "train/dark/Thumbs.db", "notes.png"):
+        (image_folder / junk).write_text("left by a file manager")
+    forget()
+    assert data.identity(f"imagefolder:{image_folder}") == before
+    (image_folder / "test" / "dark" / "more.JPG").write_text("an image")
+    forget()
+    assert data.identity(f"imagefolder:{image_folder}") != before
+
+
+def test_damaged_decoded_images_are_decoded_again(image_folder, results, forget):
+    first = load(image_folder).train.images.clone()
+    (cache,) = results.rglob("*.safetensors")
+    whole = cache.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b""):
+        cache.unlink()  # what is mapped stays as it is
+        cache.write_bytes(damaged)
+        forget()
+        assert torch.equal(load(image_folder).train.images, first)
+        assert cache.read_bytes() == whole
