@@ -25,14 +25,14 @@ class Views:
 
     Args:
         split: images and labels: a :class:`~companion.training.data.Split`, which is moved to the device, or a
-            :class:`~companion.training.data.FileSplit`, which is read by the workers of a ``DataLoader``.
+            :class:`~companion.training.data.FileSplit`, which is read chunk by chunk.
         augmentation: (n, c, h, w) uint8 and a generator → (n, c, s, s) in [0, 1].
         batch_size: M, of all processes together.
         seed: of the run.
         device: where the views are made.
         rank: number of this process; all of them see the same order, and each its own part of every batch.
         world: number of processes; it divides the batch size.
-        workers: processes that read files.
+        workers: processes that read files; with 0, threads of this process do.
     """
 
     def __init__(
@@ -42,6 +42,10 @@ class Views:
         if batch_size % world:
             raise CompanionError(
                 f"batch_size {batch_size} does not divide among {world} processes: choose a multiple of {world}."
+            )
+        if batch_size > len(split):
+            raise CompanionError(
+                f"batch_size is {batch_size} and there are {len(split)} images: expected at most as many."
             )
         self.split, self.augmentation, self.device = split.to(device), augmentation, torch.device(device)
         self.batch_size, self.seed, self.rank, self.world, self.workers = batch_size, seed, rank, world, workers
@@ -76,7 +80,8 @@ class Views:
             pin_memory=self.device.type == "cuda",
         )  # fmt: skip
         for numbers, images, labels in loader:
-            yield numbers, Split(images.to(self.device), labels.to(self.device))
+            pinned = {"non_blocking": self.device.type == "cuda"}
+            yield numbers, Split(images.to(self.device, **pinned), labels.to(self.device, **pinned))
 
 
 class Pairs(Views):

@@ -202,3 +202,9 @@ def test_the_views_are_drawn_anew_for_every_seed(split):
         torch.cat([torch.cat([b.first, b.second]) for b in views(split, seed=s).batches(0)]) % 1 for s in (0, 1, 2)
     ]
     assert len(torch.cat(drawn).unique()) > 0.9 * torch.cat(drawn).numel()  # single precision has some twice
+
+
+def test_a_batch_larger_than_the_split_is_told(split):
+    assert len(views(split, N)) == 1
+    with pytest.raises(CompanionError, match=rf"batch_size is {N + 1} and there are {N} images: expected at most"):
+        views(split, N + 1)
