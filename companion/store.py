@@ -6,6 +6,7 @@ locks: they vanish with the process that holds them, even after ``kill -9``.
 
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,8 +80,10 @@ def slot(count: int) -> Iterator[None]:
 
 
 def publish(partial: Path, final: Path) -> None:
-    """Rename a complete run into place."""
+    """Rename a complete run into place, instead of what somebody left of an earlier one."""
     try:
+        if final.exists():
+            shutil.rmtree(final)
         os.rename(partial, final)
     except OSError as error:
         raise CompanionError(f"Cannot store {final} ({error.strerror or error}).") from error

@@ -6,17 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from companion import metrics, paths
+from companion.errors import CompanionError
 from companion.training import data, encoders, probe
 from companion.training.config import TRAINING_VERSION, Config, from_json
 from companion.training.loop import seeded
 from companion.training.methods import Method
 from companion.training.sources import CHUNK, seed
 
+FILES = ("config.json", "environment.json", "history.csv", "metrics.json", "weights.safetensors")  # of a run
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)  # inverse L2 penalties for the probe of a baseline
 
 
@@ -35,22 +38,22 @@ class Run:
     @property
     def history(self) -> pd.DataFrame:
         """One row an epoch: ``step``, ``loss``, and the similarity statistics of :mod:`companion.metrics`."""
-        return pd.read_csv(self.path / "history.csv")
+        return self._read("history.csv", pd.read_csv)
 
     @property
     def metrics(self) -> dict[str, float]:
         """What :func:`measure` found at the end of the training."""
-        return json.loads((self.path / "metrics.json").read_text())
+        return self._read("metrics.json", _metrics)
 
     @property
     def provenance(self) -> dict[str, str]:
         """Versions, device, commit and seconds of the training."""
-        return json.loads((self.path / "environment.json").read_text())
+        return self._read("environment.json", _json)
 
     def method(self) -> Method:
         """What was trained, in evaluation mode, on the CPU."""
         method = initial(self.config)
-        method.load_state_dict(safetensors.torch.load_file(self.path / "weights.safetensors"))
+        method.load_state_dict(self._read("weights.safetensors", safetensors.torch.load_file))
         return method
 
     def model(self) -> encoders.Model:
@@ -65,17 +68,53 @@ class Run:
         """Projections u, v (k, d) of two augmented views of k training images, and their labels (k,)."""
         return two_views(self.method(), self.config, self.data().train, self.config.measured_pairs)
 
+    def _read(self, name: str, parse):
+        return _read(self.path / name, parse)
+
 
 def folder(config: Config) -> Path:
     """Where the run of ``config`` is stored once it is complete."""
     return paths.runs() / config.key(data.identity(config.dataset))
 
 
+def complete(path: Path) -> bool:
+    """Whether nobody has deleted a file of the run in this folder, or all of it."""
+    return all((path / name).is_file() for name in FILES)
+
+
 def stored(path: Path, *, dataset: str) -> Run:
     """The run in a folder of the store; of an image folder, ``dataset`` says where it lies."""
-    values = json.loads((path / "config.json").read_text())
-    del values["training_version"]
+    values = _read(path / "config.json", _json)
+    version = values.pop("training_version", None)
+    if version != TRAINING_VERSION:
+        raise CompanionError(
+            f"{path} is of version {version} of the training code, and this is version {TRAINING_VERSION}: train it "
+            "again."
+        )
     return Run(from_json(json.dumps(values | {"dataset": dataset})), path)
+
+
+def _read(path: Path, parse):
+    try:
+        return parse(path)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise CompanionError(
+            f"{path} is missing or damaged ({error}): remove the folder {path.parent}, and its run is trained again."
+        ) from error
+
+
+def _json(path: Path) -> dict:
+    found = json.loads(path.read_text())
+    if not isinstance(found, dict):
+        raise ValueError("it holds no values by name")
+    return found
+
+
+def _metrics(path: Path) -> dict[str, float]:
+    found = _json(path)
+    if "linear_accuracy" not in found:
+        raise ValueError("it has no accuracy")
+    return found
 
 
 def load_data(config: Config) -> data.Data:

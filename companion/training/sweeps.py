@@ -22,7 +22,7 @@ from companion.training import progress
 from companion.training.config import TRAINING_VERSION, Config
 from companion.training.loop import train
 from companion.training.provenance import provenance
-from companion.training.runs import Run, folder, initial, load_data, measure, two_views
+from companion.training.runs import Run, complete, folder, initial, load_data, measure, two_views
 from companion.training.sources import Views
 
 TRACKED_PAIRS = 256  # positive pairs behind the similarity statistics of the history, after every epoch
@@ -53,7 +53,7 @@ def sweep(configs: list[Config], *, jobs: int | None = None) -> list[Run]:
     """
     jobs = _default_jobs(configs) if jobs is None else whole(jobs, "jobs", least=1)
     folders = {config: folder(config) for config in configs}
-    missing = [config for config, path in folders.items() if not path.exists()]
+    missing = [config for config, path in folders.items() if not complete(path)]
     if missing:
         load_data(missing[0])  # a missing data set is told here, not from the depth of a worker
         with _watch(missing, folders):
@@ -90,7 +90,7 @@ def _ensure(config: Config, jobs: int) -> None:
     """Train one run unless it is there; wait if another process is training it."""
     final = folder(config)
     with store.lock(final.name):
-        if not final.exists():
+        if not complete(final):
             with store.slot(jobs), _one_thread():
                 _train(config, final)
 
@@ -162,7 +162,7 @@ def _watch(missing: list[Config], folders: dict[Config, Path]) -> Iterator[None]
     finished = threading.Event()
 
     def epochs_done(config: Config) -> int:
-        if folders[config].exists():
+        if complete(folders[config]):
             return config.epochs
         try:
             return (_partial(folders[config]) / "epochs").stat().st_size

@@ -12,7 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from companion import paths
-from companion.training import Config, probe, run, runs
+from companion.errors import CompanionError
+from companion.training import Config, probe, run, runs, table
 from companion.training.augment import Unchanged
 from companion.training.config import TRAINING_VERSION
 from companion.training.data import Data, Split
@@ -263,6 +264,52 @@ def test_a_run_of_another_version_is_named_and_told_once(tiny, results, capsys, 
     assert "5 runs in" in told
     assert "another version of the training code; they are ignored" in told
     assert "the first is broken" in told
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_run_that_lacks_a_file_is_trained_again(tiny, results, name):
+    config = tiny.replace(epochs=1, warmup_epochs=0)
+    expected = run(config).metrics
+    (runs.folder(config) / name).unlink()
+    found = run(config)
+    assert sorted(path.name for path in found.path.iterdir()) == FILES
+    assert found.metrics == expected
+
+
+@pytest.mark.parametrize("damage", ["", "{half", "[1]", "\\0\\1", None])
+def test_a_damaged_file_of_a_run_is_told_with_what_to_do(tiny, results, damage):
+    found = run(tiny.replace(epochs=0))
+    readers = {
+        "config.json": lambda: runs.stored(found.path, dataset=tiny.dataset),
+        "environment.json": lambda: found.provenance, "metrics.json": lambda: found.metrics,
+        "weights.safetensors": found.method,
+    }  # fmt: skip
+    if damage in ("", None):
+        readers["history.csv"] = lambda: found.history
+    for name, read in readers.items():
+        (found.path / name).unlink() if damage is None else (found.path / name).write_text(damage)
+        with pytest.raises(
+            CompanionError, match=rf"{name} is missing or damaged .*: remove the folder .*{found.key}, and"
+        ):
+            read()
+
+
+def test_metrics_without_accuracies_are_no_metrics(tiny, results):
+    found = run(tiny.replace(epochs=0))
+    (found.path / "metrics.json").write_text('{"negative_variance": 0.1}')
+    with pytest.raises(CompanionError, match=r"metrics\.json is missing or damaged \(it has no accuracy\)"):
+        table([found])
+
+
+def test_a_run_of_another_version_is_not_taken_for_one_of_this(tiny, results):
+    found = run(tiny.replace(epochs=0))
+    described = json.loads((found.path / "config.json").read_text())
+    for version in ({"training_version": TRAINING_VERSION - 1}, {}):
+        described.pop("training_version", None)
+        (found.path / "config.json").write_text(json.dumps(described | version))
+        expected = f"is of version {version.get('training_version')} of the training code, and this is version"
+        with pytest.raises(CompanionError, match=expected):
+            runs.stored(found.path, dataset=tiny.dataset)
 
 
 def test_the_caller_keeps_its_random_numbers_and_threads(tiny, results):
