@@ -112,6 +112,12 @@ def total(term, a: Tensor, b: Tensor, similarity: Similarity, skip: Skip, *, row
     return (values if mask is None else values.masked_fill(mask, 0)).sum()
 
 
+def mean_of_negatives(term, u: Tensor, v: Tensor, similarity: Similarity, *, shared=(), tile: int | None) -> Tensor:
+    """Mean of `term` over the n(n-1) pairs of different instances; arguments as :func:`total`."""
+    n = len(u)
+    return total(term, u, v, similarity, SameInstance(n), shared=shared, tile=tile) / (n * (n - 1))
+
+
 def _logits(a: Tensor, b: Tensor, temperature, similarity: Similarity, skip: Skip | None) -> Tensor:
     """(n, k) logits, -∞ where a pair does not count."""
     logits = similarity.logits(similarity.prepare(a), similarity.prepare(b), temperature)

@@ -1,11 +1,13 @@
 """Independently additive losses (Lee et al. 2025, Definition 3.2): a sum with one term for each pair."""
 
+import functools
+
 import torch
 from torch import Tensor
 
 from companion.errors import number, positive
 from companion.losses._inputs import loss, scalar
-from companion.losses._pairs import SameInstance, log1p_exp, total
+from companion.losses._pairs import log1p_exp, mean_of_negatives
 from companion.similarity import cosine
 
 
@@ -69,9 +71,5 @@ def spectral(u: Tensor, v: Tensor, *, within_view: bool = False, similarity=cosi
 
 def _negatives(term, u: Tensor, v: Tensor, within_view: bool, similarity, tile, shared=()) -> Tensor:
     """Mean of `term` over the n(n-1) cross-view negatives; with `within_view`, plus that over within-view ones."""
-
-    def mean(a, b):
-        n = len(a)
-        return total(term, a, b, similarity, SameInstance(n), shared=shared, tile=tile) / (n * (n - 1))
-
+    mean = functools.partial(mean_of_negatives, term, similarity=similarity, shared=shared, tile=tile)
     return mean(u, v) + (mean(u, u) + mean(v, v)) / 2 if within_view else mean(u, v)

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from companion.errors import whole
 from companion.losses._inputs import loss
-from companion.losses._pairs import SameInstance, total
+from companion.losses._pairs import mean_of_negatives
 from companion.similarity import cosine
 
 
@@ -28,7 +28,7 @@ def vrns(u: Tensor, v: Tensor, *, n: int, similarity=cosine, tile: int | None = 
         CompanionError: if the embeddings are not two finite (m, d) views with m >= 2, or n < m.
     """
     n = whole(n, "n (the training-set size)", least=len(u))
-    return _mean(lambda s: (s + 1 / (n - 1)).square(), u, v, similarity, tile)
+    return mean_of_negatives(lambda s: (s + 1 / (n - 1)).square(), u, v, similarity, tile=tile)
 
 
 @loss
@@ -45,12 +45,6 @@ def vrns_parts(u: Tensor, v: Tensor, *, n: int, similarity=cosine, tile: int | N
         CompanionError: as :func:`vrns`.
     """
     n = whole(n, "n (the training-set size)", least=len(u))
-    mean = _mean(lambda s: s, u, v, similarity, tile)
-    variance = _mean(lambda s, mean: (s - mean).square(), u, v, similarity, tile, shared=(mean,))
+    mean = mean_of_negatives(lambda s: s, u, v, similarity, tile=tile)
+    variance = mean_of_negatives(lambda s, mean: (s - mean).square(), u, v, similarity, shared=(mean,), tile=tile)
     return variance, (mean + 1 / (n - 1)).square()
-
-
-def _mean(term, u: Tensor, v: Tensor, similarity, tile, shared=()) -> Tensor:
-    """Mean of `term` over the cross-view negatives."""
-    m = len(u)
-    return total(term, u, v, similarity, SameInstance(m), shared=shared, tile=tile) / (m * (m - 1))
