@@ -5,7 +5,6 @@ import json
 from dataclasses import dataclass, fields
 
 from companion.errors import CompanionError, choose, positive, whole
-from companion.training import probe
 from companion.training.augment import AUGMENTATIONS, SimCLR
 from companion.training.encoders import ENCODERS
 from companion.training.methods import METHODS, Contrastive
@@ -22,6 +21,7 @@ DATASETS = (
 STORAGE = ("memory", "files")
 PRECISIONS = ("32-true", "bf16-mixed")
 ACCELERATORS = ("auto", "cpu", "cuda", "mps")
+NEIGHBOURS = 5  # that vote on an image when a run is measured, so the fewest to train on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class Config(Settings):
             if type(getattr(self, name)) not in registry.values():
                 raise CompanionError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(registry)}.")
         for name, least in (
-            ("image_size", 8), ("n_train", probe.NEIGHBOURS), ("n_validation", 0), ("width", 1),
+            ("image_size", 8), ("n_train", NEIGHBOURS), ("n_validation", 0), ("width", 1),
             ("projector_hidden", 1), ("projector_dim", 2), ("batch_size", 2), ("epochs", 0), ("measured_pairs", 2),
             ("warmup_epochs", 0), ("seed", 0),
         ):  # fmt: skip
@@ -85,6 +85,12 @@ class Config(Settings):
         positive(self.learning_rate, "learning_rate")
         for name in ("momentum", "weight_decay"):
             positive(getattr(self, name), name, zero=True)
+        if self.momentum >= 1:
+            raise CompanionError(f"momentum is {self.momentum}: expected less than 1, or the steps grow without end.")
+        if self.warmup_epochs > self.epochs > 0:
+            raise CompanionError(
+                f"warmup_epochs is {self.warmup_epochs} and epochs {self.epochs}: expected a warm-up that ends in time."
+            )
         if self.batch_size > self.n_train:
             raise CompanionError(
                 f"batch_size {self.batch_size} is larger than n_train {self.n_train}: a batch cannot exceed the data."
@@ -93,7 +99,8 @@ class Config(Settings):
 
     @property
     def m(self) -> int:
-        """Instances that one evaluation of the loss sees."""
+        """Instances that one evaluation of the loss sees. Where ``loss_batch_size`` is that of the batch, or None, m
+        goes with the batch: ``replace(batch_size=…)`` changes both."""
         return getattr(self.method, "loss_batch_size", None) or self.batch_size
 
     def replace(self, **changes) -> "Config":
@@ -102,9 +109,9 @@ class Config(Settings):
         Raises:
             CompanionError: for a name that is none of these, or a value outside its range.
         """
-        own = {f.name for f in fields(self)}
+        own = [f.name for f in fields(self)]
         parts = {part: changes.get(part, getattr(self, part)) for part in _NESTED}
-        nested = {part: {f.name for f in fields(s)} if isinstance(s, Settings) else () for part, s in parts.items()}
+        nested = {part: [f.name for f in fields(s)] if isinstance(s, Settings) else [] for part, s in parts.items()}
         for name in changes:
             choose(name, [*own, *nested["augmentation"], *nested["method"]], "parameter")
         values = {name: value for name, value in changes.items() if name in own}

@@ -9,12 +9,11 @@ from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScale
 from torch import Tensor
 
 from companion.errors import CompanionError
-
-NEIGHBOURS = 5  # that vote on an image
+from companion.training.config import NEIGHBOURS
 
 
 def linear_probe(
-    features: Tensor, labels: Tensor, *tests: tuple[Tensor, Tensor], strength: float = 1.0, normalise: bool = True
+    features: Tensor, labels: Tensor, *tests: tuple[Tensor, Tensor], C: float = 1.0, normalise: bool = True
 ) -> list[np.ndarray]:
     """Multinomial logistic regression on frozen, L2-normalised features.
 
@@ -25,7 +24,7 @@ def linear_probe(
         features: (n, d) encoder outputs of training images, without augmentation.
         labels: (n,).
         tests: pairs of features (k, d) and labels (k,).
-        strength: inverse of the L2 penalty, scikit-learn's C.
+        C: inverse of the L2 penalty, as in scikit-learn.
         normalise: bring each feature vector to length 1 first, as the papers do with an encoder's; for pixels and
             colours that would only lose how bright they are.
 
@@ -33,7 +32,7 @@ def linear_probe(
         For each test set, (k,) booleans: which images are classified correctly.
     """
     first = Normalizer() if normalise else FunctionTransformer()
-    classifier = make_pipeline(first, StandardScaler(), LogisticRegression(C=strength, max_iter=1000, tol=1e-3))
+    classifier = make_pipeline(first, StandardScaler(), LogisticRegression(C=C, max_iter=1000, tol=1e-3))
     return _correct(classifier, features, labels, tests)
 
 

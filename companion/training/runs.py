@@ -20,7 +20,7 @@ from companion.training.methods import Method
 from companion.training.sources import CHUNK, seed
 
 FILES = ("config.json", "environment.json", "history.csv", "metrics.json", "weights.safetensors")  # of a run
-STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)  # inverse L2 penalties for the probe of a baseline
+CS = (0.01, 0.1, 1.0, 10.0, 100.0)  # inverse L2 penalties for the probe of a baseline
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def measure(method: Method, config: Config, images: data.Data) -> dict[str, floa
     (train, y_train), validation, test = (features(method, s) for s in (images.train, images.validation, images.test))
     held_out = [s for s in (validation, test) if len(s[1])]
     if config.encoder in encoders.FIXED:  # a baseline gets the penalty that suits it best on the images held out
-        probes = [probe.linear_probe(train, y_train, *held_out, strength=c, normalise=False) for c in STRENGTHS]
+        probes = [probe.linear_probe(train, y_train, *held_out, C=c, normalise=False) for c in CS]
         linear = max(probes, key=lambda correct: correct[0].mean()) if len(held_out) == 2 else probes[-1]
     else:
         linear = probe.linear_probe(train, y_train, *held_out)

@@ -46,6 +46,7 @@ def test_a_changed_default_raises_the_version():
         ({"storage": "disk"}, "Unknown storage 'disk'"),
         ({"storage": "files"}, "storage is 'files' and dataset 'eurosat-subset': expected an imagefolder:PATH"),
         ({"temperatur": 0.1}, "Unknown parameter 'temperatur'.*Did you mean 'temperature'"),
+        ({"x": 1}, "expected one of dataset, image_size, .*, seed, crop_scale, flip, .*, loss, temperature, bias"),
         ({"margin": 0.1}, "Unknown parameter 'margin'"),  # it is of another method
         ({"name": "mine"}, "Unknown parameter 'name'"),
         ({"temperature": 0.0}, "temperature is 0.0: expected a finite number greater than 0"),
@@ -69,6 +70,8 @@ def test_a_changed_default_raises_the_version():
         ({"epochs": -1}, "epochs is -1"),
         ({"image_size": 4}, "image_size is 4.*at least 8"),
         ({"learning_rate": 0}, "learning_rate is 0"),
+        ({"momentum": 1}, "momentum is 1.0: expected less than 1"),
+        ({"warmup_epochs": 9}, "warmup_epochs is 9 and epochs 8: expected a warm-up that"),
         ({"momentum": -0.1}, "momentum is -0.1"),
         ({"seed": -1}, "seed is -1"),
         ({"bias": math.inf}, "bias is inf"),
@@ -237,8 +240,8 @@ labelleds = st.builds(
 )  # fmt: skip
 configs = st.builds(
     Config, method=contrastives | labelleds | st.just(Supervised()), augmentation=augmentations,
-    batch_size=st.sampled_from([8, 64]), learning_rate=positives, momentum=share, epochs=st.integers(0, 500),
-    encoder=st.sampled_from(module.ENCODERS), seed=st.integers(0, 2**40),
+    batch_size=st.sampled_from([8, 64]), learning_rate=positives, epochs=st.integers(0, 500),
+    momentum=st.floats(0, 1, exclude_max=True), encoder=st.sampled_from(module.ENCODERS), seed=st.integers(0, 2**40),
 )  # fmt: skip
 
 

@@ -100,5 +100,5 @@ def test_the_linear_probe_is_the_minimum_of_its_objective(strength, normalise):
     best = minimize(objective, np.zeros((d + 1) * classes), jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
     best = torch.from_numpy(best).view(d + 1, classes)
     predicted = (z[n:] @ best[:d] + best[d]).argmax(1)
-    (agree,) = probe.linear_probe(x[:n], y[:n], (x[n:], predicted), strength=strength, normalise=normalise)
+    (agree,) = probe.linear_probe(x[:n], y[:n], (x[n:], predicted), C=strength, normalise=normalise)
     assert agree.mean() > 0.985  # all but what lies on a boundary

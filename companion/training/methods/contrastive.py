@@ -47,7 +47,8 @@ class Contrastive(Settings):
             whole(self.loss_batch_size, "loss_batch_size", least=2)
 
     def fit(self, batch_size: int) -> "Contrastive":
-        """The same for batches of this size: one description for one experiment.
+        """The same for batches of this size: one description for one experiment, so that a ``loss_batch_size`` of the
+        whole batch becomes None, and goes with the batch from then on.
 
         Raises:
             CompanionError: if sub-batches do not divide the batch.
