@@ -42,8 +42,8 @@ class SimCLR(Settings):
             share(getattr(self, name), name)
         share(self.jitter, "jitter")
 
-    def build(self, size: int) -> "Views":
-        return Views(self, size)
+    def build(self, size: int) -> "RandomView":
+        return RandomView(self, size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +52,14 @@ class Unchanged(Settings):
 
     name: ClassVar[str] = "none"
 
-    def build(self, size: int) -> "Views":
-        return Views(SimCLR(crop_scale=1.0, flip=0.0, jitter=0.0), size, crop=False)
+    def build(self, size: int) -> "RandomView":
+        return RandomView(SimCLR(crop_scale=1.0, flip=0.0, jitter=0.0), size, crop=False)
 
 
 AUGMENTATIONS = {cls.name: cls for cls in (SimCLR, Unchanged)}
 
 
-class Views(nn.Module):
+class RandomView(nn.Module):
     """(n, c, h, w) uint8 → (n, c, s, s) float32 in [0, 1], one random view of each image.
 
     Args:
@@ -182,7 +182,7 @@ def jitter(x: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, 
     """
     channels = x.shape[1]
     if channels == 3:
-        grey, quadrature = GREY.to(x.device), _QUADRATURE.to(x.device)
+        grey, quadrature = (c.to(x.device, non_blocking=True) for c in (GREY, _QUADRATURE))
         to_grey = grey.expand(3, 3)
         turn = (2 * math.pi * hue)[:, None, None]
         chroma = turn.cos() * (torch.eye(3, device=x.device) - to_grey) + turn.sin() * quadrature

@@ -175,7 +175,7 @@ def test_each_transform_happens_as_often_as_it_should(changes, expected):
     """(One blur in twenty is too narrow to be seen.)"""
     images = photos(1, 16).expand(3000, -1, -1, -1)
     settings = SimCLR(flip=0.0, jitter=0.0).replace(**changes)
-    view = augment.Views(settings, 16, crop=False)
+    view = augment.RandomView(settings, 16, crop=False)
     views, plain = view(images, generator()), images / 255
     changed = (~torch.isclose(views, plain, atol=2e-3).flatten(1).all(1)).float().mean().item()
     assert changed == pytest.approx(expected, abs=4 * math.sqrt(0.25 / 3000) if expected else 0)
@@ -183,9 +183,9 @@ def test_each_transform_happens_as_often_as_it_should(changes, expected):
 
 def test_a_flip_is_a_mirror_and_grey_is_grey():
     images = photos(4, 16)
-    flipped = augment.Views(SimCLR(flip=1.0, jitter=0.0), 16, crop=False)(images)
+    flipped = augment.RandomView(SimCLR(flip=1.0, jitter=0.0), 16, crop=False)(images)
     torch.testing.assert_close(flipped, images.flip(3) / 255, rtol=0, atol=1e-5)
-    grey = augment.Views(SimCLR(flip=0.0, jitter=0.0, grayscale=1.0), 16, crop=False)(images)
+    grey = augment.RandomView(SimCLR(flip=0.0, jitter=0.0, grayscale=1.0), 16, crop=False)(images)
     torch.testing.assert_close(
         grey, torchvision.rgb_to_grayscale(images / 255, 3), rtol=0, atol=2e-4
     )  # they round a weight
@@ -246,7 +246,7 @@ def test_a_view_keeps_as_much_of_the_image_as_crop_scale_says(scale):
 def test_a_blur_of_a_view_is_as_wide_as_it_is_tall():
     dot = torch.zeros(1, 3, 17, 17, dtype=torch.uint8)
     dot[:, :, 8, 8] = 255
-    views = augment.Views(SimCLR(flip=0.0, jitter=0.0, blur=1.0), 17, crop=False)(
+    views = augment.RandomView(SimCLR(flip=0.0, jitter=0.0, blur=1.0), 17, crop=False)(
         dot.expand(64, -1, -1, -1), generator()
     )
     torch.testing.assert_close(views, views.mT, rtol=0, atol=1e-5)
@@ -269,7 +269,7 @@ def test_the_hue_of_a_view_is_turned_by_up_to_a_quarter_of_the_jitter():
 
     images = torch.tensor(colour, dtype=torch.uint8)[None, :, None, None].expand(1500, 3, 4, 4)
     settings = SimCLR(flip=0.0, jitter=strength, jitter_probability=1.0)
-    views = augment.Views(settings, 4, crop=False)(images, generator())[:, :, 0, 0]
+    views = augment.RandomView(settings, 4, crop=False)(images, generator())[:, :, 0, 0]
     turned = [angle(view) - angle([c / 255 for c in colour]) for view in views.tolist()]
     reach = strength / 4
     assert max(turned) == pytest.approx(reach, rel=0.05)
