@@ -39,7 +39,7 @@ def goals(results: dict) -> list[dict]:
     for n, found in results["large"].items():
         if found["bytes"] is not None:
             size = found["bytes"] / 2**30
-            row = {"goal": f"n = {n:,}: at most 2 GB peak", "measured": f"{size:.2f} GB in {found['seconds']:.0f} s"}
+            row = {"goal": f"n = {n:,}: at most 2 GiB peak", "measured": f"{size:.2f} GiB in {found['seconds']:.0f} s"}
             rows.append({**row, "met": size <= 2})
     return rows
 

@@ -190,7 +190,7 @@ def _load_embedded() -> tuple[Split, Split]:
 
 
 def _load_torchvision(name: str) -> tuple[Split, Split]:
-    source, *splits = _TORCHVISION[choose(name, _TORCHVISION, "data set")]
+    source, *splits = _TORCHVISION[choose(name, DATASETS, "data set")]
     return tuple(map(_as_split, _from_roots(name, lambda root, **how: [source(root, **how, **s) for s in splits])))
 
 

@@ -81,8 +81,8 @@ def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
 
 @contextlib.contextmanager
 def seeded(*key: int):
-    """Inside, torch draws from generators seeded by ``key``; outside, nothing has changed. Only devices in use are
-    touched."""
+    """Inside, torch draws from generators seeded by ``key``; outside, those of the CPU and of the GPU in use have not
+    changed. A GPU that nothing has used yet, or another than the current one, stays seeded by ``key``."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed(*key))

@@ -14,6 +14,10 @@ class Lines(plain):
         if msg is None:
             self.fp.write(f"{self}\n")
 
+    def close(self) -> None:
+        super().close()
+        self.fp.close()
+
 
 def bar(total: int, description: str, unit: str) -> plain:
     """A progress bar with the remaining time.
@@ -28,7 +32,7 @@ def bar(total: int, description: str, unit: str) -> plain:
         return plain(disable=True, **options)
     if where:
         options["desc"] = f"{os.environ.get('CONTRASTIVE_NOTEBOOK', '')} {description}".strip()
-        terminal = open(where, "a", buffering=1)  # noqa: SIM115 - it lives as long as the bar
+        terminal = open(where, "a", buffering=1)  # noqa: SIM115 - the bar closes it
         return Lines(file=terminal, mininterval=5, maxinterval=5, ncols=100, **(options | {"dynamic_ncols": False}))
     return tqdm(disable=False if _in_notebook() else not sys.stderr.isatty(), **options)
 

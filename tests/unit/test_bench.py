@@ -108,7 +108,7 @@ def test_every_goal_fails_just_beyond_what_it_says(lightly, tiled, dense, floor,
     times = {FLOOR: [floor], TILED: [tiled], DENSE: [dense], "lightly": [lightly]}
     rows = bench_report.goals(given(times, large={50_000: {"bytes": size, "seconds": 9.0}}))
     assert [row["met"] for row in rows] == met
-    assert f"{size / 1024**3:.2f} GB in 9 s" in rows[-1]["measured"]
+    assert f"{size / 1024**3:.2f} GiB in 9 s" in rows[-1]["measured"]
 
 
 def test_the_table_has_ratios_within_a_round_in_their_units():

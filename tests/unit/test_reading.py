@@ -72,6 +72,7 @@ def test_a_bar_can_be_drawn_on_a_terminal_that_the_runner_names(tmp_path, monkey
     with progress.bar(4, "training 2 runs", "epoch") as bar:
         bar.update(2)
         bar.refresh()
+    assert bar.fp.closed
     drawn = (tmp_path / "terminal").read_text()
     assert "training 2 runs" in drawn
     assert "2/4" in drawn
