@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from torch.nn.functional import normalize
@@ -79,6 +79,7 @@ def test_a_grid_is_its_points():
             assert [x[i, j].item() for x in grid] == [x.item() for x in point]
 
 
+@settings(phases=[Phase.explicit, Phase.reuse, Phase.generate])  # to shrink a failure would take more than a minute
 @given(n=st.integers(3, 5000), t=SCALES, bias=BIASES)
 def test_conditions_boundaries_and_optimum_agree_on_the_phase(n, t, bias):
     aligned, antipodal = theory.siglip_boundaries(n, t)
