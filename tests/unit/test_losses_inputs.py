@@ -49,7 +49,9 @@ def test_views_of_different_shapes(name):
 
 
 @pytest.mark.parametrize("name", ["info_nce", "clip", "nt_xent", "dcl", "dclw", "dhel"])
-@pytest.mark.parametrize("temperature", [0, -0.1, math.nan, math.inf, pytest.param(10**400, id="huge"), "warm", "0.2", None])
+@pytest.mark.parametrize(
+    "temperature", [0, -0.1, math.nan, math.inf, pytest.param(10**400, id="huge"), "warm", "0.2", None]
+)
 def test_bad_temperature(name, temperature):
     if temperature is None:
         with pytest.raises(TypeError, match="temperature"):
