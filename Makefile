@@ -41,6 +41,7 @@ ready := $(if $(VENV),$(VENV)/.ready)
 export CONTRASTIVE_DATA := $(or $(DATA),$(CONTRASTIVE_DATA))
 export CONTRASTIVE_JOBS := $(or $(JOBS),$(CONTRASTIVE_JOBS))
 export CONTRASTIVE_RESULTS := $(CURDIR)/results
+export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)# two notebooks run at once: threads of one would wait for those of the other
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup lab reproduce reference notebooks test lint freeze bench clean
