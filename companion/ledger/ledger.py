@@ -88,10 +88,7 @@ class Ledger:
         """The record that gives each observed claim its verdict: of one about accuracy the recorded reference's, where
         there is one, since it has more seeds; else what was observed here."""
         recorded, claims = self.recorded(), load()
-        return {
-            id: recorded[id] if claims[id].accuracy and id in recorded else record
-            for id, record in self.records().items()
-        }
+        return {id: _deciding(claims[id], record, recorded.get(id)) for id, record in self.records().items()}
 
     def print_verdicts(self) -> None:
         """Print this notebook's verdicts that were found before at this profile: they must come out again.
@@ -141,11 +138,9 @@ class Ledger:
             row |= {"recorded": str(reference), "recorded n": reference.n}
         if record:
             here = observed(record)
-            row |= {"here": str(here), "n": here.n, "verdict": record["verdict"]}
+            row |= {"here": str(here), "n": here.n, "verdict": _deciding(claim, record, recorded)["verdict"]}
             if row["recorded"]:
                 row["agrees"] = "yes" if reference.foretells(here) else "no"
-            if row["recorded"] and claim.accuracy:  # as in `deciding`
-                row["verdict"] = recorded["verdict"]
         elif self.profile.tests_as not in claim.profiles:
             row["verdict"] = f"at profile {', '.join(claim.profiles)}"
         return row
@@ -153,6 +148,10 @@ class Ledger:
     @property
     def _path(self) -> Path:
         return self.folder / "claims.json"
+
+
+def _deciding(claim: Claim, record: dict, recorded: dict | None) -> dict:
+    return recorded if claim.accuracy and recorded else record
 
 
 def learnt(tables: Iterable[pd.DataFrame]) -> bool:
