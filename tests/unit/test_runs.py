@@ -228,6 +228,14 @@ def test_a_baseline_takes_the_penalty_that_suits_the_validation_images(images, m
     assert (found["linear_accuracy"], found["linear_validation_accuracy"]) == (20 / 80, 25 / 30)
 
 
+def test_a_baseline_without_images_held_out_takes_scikit_learns_penalty(images, monkeypatch):
+    asked = []
+    monkeypatch.setattr(probe, "linear_probe", lambda *_, **options: asked.append(options) or [np.ones(80, dtype=bool)])
+    nothing = Data(images.train, images.validation[:0], images.test, "x")
+    runs.measure(Fixed(), CONFIG.replace(encoder="colour_moments"), nothing)
+    assert asked == [{"normalise": False}]
+
+
 def test_the_probe_of_an_encoder_is_scikit_learns_on_features_of_length_one(images):
     """Standardised after that, as the probe says; written anew with NumPy."""
     train, test = (s.images.float().mean((2, 3)).numpy() / 255 for s in (images.train, images.test))
