@@ -204,8 +204,8 @@ def measure(method: Method, config: Config, images: data.Data) -> dict[str, floa
 
 
 def baseline_probe(train: Tensor, labels: Tensor, *tests: tuple[Tensor, Tensor]) -> list[np.ndarray]:
-    """The linear probe of fixed features, with the penalty that suits the first of two test sets, the one held out; with
-    one test set, scikit-learn's default.
+    """The linear probe of fixed features, with the penalty that suits the first of two test sets, the held-out one;
+    with one test set, scikit-learn's default.
 
     From strong to weak, until a weaker penalty does worse: beyond that the fits only get slow.
     """

@@ -219,9 +219,9 @@ def test_a_baseline_takes_the_penalty_that_suits_the_validation_images(images, m
         100.0: (0, 80),
     }  # penalty → validation and test images classified correctly
 
-    def stub(features, labels, validation, test, *, strength, normalise):
+    def stub(features, labels, validation, test, *, C, normalise):
         assert not normalise
-        return [np.arange(len(s[1])) < count for s, count in zip((validation, test), right[strength], strict=True)]
+        return [np.arange(len(s[1])) < count for s, count in zip((validation, test), right[C], strict=True)]
 
     monkeypatch.setattr(probe, "linear_probe", stub)
     found = runs.measure(Fixed(), CONFIG.replace(encoder="colour_moments"), images)
