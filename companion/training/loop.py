@@ -11,6 +11,7 @@ from lightning_fabric import Fabric
 
 from companion import store
 from companion.errors import CompanionError
+from companion.training.capture import gradient
 from companion.training.config import Config
 from companion.training.methods import Method
 from companion.training.sources import Views, seed
@@ -41,7 +42,7 @@ def train(
     wrapped, optimizer = fabric.setup(method, optimizer)
     wrapped.mark_forward_method("loss")  # so that several processes share its gradient
     history = _resume(checkpoint, method, optimizer)
-    steps = len(source)
+    step_gradient, steps = gradient(wrapped, fabric), len(source)
     for epoch in range(len(history), config.epochs):
         # Seeding each epoch by its number makes a resumed run the run that was not interrupted.
         with seeded(config.seed, 4, epoch):
@@ -50,13 +51,9 @@ def train(
             for step, batch in enumerate(source.batches(epoch), start=epoch * steps):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(config, step, steps)
-                with fabric.autocast():
-                    loss = wrapped.loss(batch)
-                optimizer.zero_grad()
-                fabric.backward(loss)
+                total += step_gradient(batch)
                 optimizer.step()
                 method.after_step()
-                total += loss.detach()
         mean = total.item() / steps
         if not math.isfinite(mean):
             raise CompanionError(

@@ -1,6 +1,11 @@
-"""How good features are: a linear probe and a k-NN classifier, with the spread that a finite test set gives."""
+"""How good features are: a linear probe and a k-NN classifier, with the spread that a finite test set gives.
+
+Features on the CPU go to scikit-learn; those on a GPU stay there, where 45,000 take a second in place of a minute.
+"""
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -10,6 +15,9 @@ from torch import Tensor
 
 from companion.errors import CompanionError
 from companion.training.config import NEIGHBOURS
+
+STEPS, TOLERANCE = 1000, 1e-3  # of L-BFGS: most steps, and the largest entry of the gradient at the end
+CHUNK = 1024  # images whose similarities to all training images are in memory at once
 
 
 def linear_probe(
@@ -31,19 +39,66 @@ def linear_probe(
     Returns:
         For each test set, (k,) booleans: which images are classified correctly.
     """
+    if features.device.type != "cpu":
+        return _score(_linear(features, labels, C, normalise), tests)
     first = Normalizer() if normalise else FunctionTransformer()
-    classifier = make_pipeline(first, StandardScaler(), LogisticRegression(C=C, max_iter=1000, tol=1e-3))
-    return _correct(classifier, features, labels, tests)
+    classifier = make_pipeline(first, StandardScaler(), LogisticRegression(C=C, max_iter=STEPS, tol=TOLERANCE))
+    return _score(_fitted(classifier, features, labels), tests)
 
 
 def knn(features: Tensor, labels: Tensor, *tests: tuple[Tensor, Tensor], k: int = NEIGHBOURS) -> list[np.ndarray]:
     """Majority vote of the ``k`` training images of highest cosine similarity; arguments as :func:`linear_probe`."""
-    return _correct(KNeighborsClassifier(n_neighbors=k, metric="cosine"), features, labels, tests)
+    if features.device.type != "cpu":
+        return _score(_nearest(features, labels, k), tests)
+    return _score(_fitted(KNeighborsClassifier(n_neighbors=k, metric="cosine"), features, labels), tests)
 
 
-def _correct(classifier, features: Tensor, labels: Tensor, tests) -> list[np.ndarray]:
-    classifier.fit(features.cpu().numpy(), labels.cpu().numpy())
-    return [classifier.predict(x.cpu().numpy()) == y.cpu().numpy() for x, y in tests]
+def _score(predict, tests) -> list[np.ndarray]:
+    return [(predict(x) == y).cpu().numpy() for x, y in tests]
+
+
+def _fitted(classifier, features: Tensor, labels: Tensor):
+    classifier.fit(features.numpy(), labels.numpy())
+    return lambda x: torch.from_numpy(classifier.predict(x.numpy()))
+
+
+def _linear(features: Tensor, labels: Tensor, C: float, normalise: bool):
+    """The same objective by torch's L-BFGS, to the same tolerance, wherever the features lie."""
+
+    def prepared(x: Tensor) -> Tensor:
+        return F.normalize(x, dim=1) if normalise else x
+
+    x, classes = prepared(features), int(labels.max()) + 1
+    mean, scale = x.mean(dim=0), x.std(dim=0, correction=0)
+    scale = torch.where(scale > 0, scale, 1)  # a constant feature says nothing
+    x = (x - mean) / scale
+    weight, bias = (x.new_zeros(shape, requires_grad=True) for shape in ((x.shape[1], classes), (classes,)))
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=STEPS, tolerance_grad=TOLERANCE, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
+
+    @torch.enable_grad()
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(x @ weight + bias, labels) + weight.square().sum() / (2 * C * len(x))
+        value.backward()
+        return value
+
+    optimizer.step(objective)
+    return lambda x: ((prepared(x) - mean) / scale @ weight + bias).argmax(dim=1)
+
+
+def _nearest(features: Tensor, labels: Tensor, k: int):
+    """The same vote; of classes with as many votes the first wins, as with scikit-learn."""
+    train, classes = F.normalize(features, dim=1), int(labels.max()) + 1
+    first = torch.arange(classes, 0, -1, device=train.device) / (classes + 1)  # less than a vote
+
+    def predict(x: Tensor) -> Tensor:
+        parts = [(part @ train.T).topk(k, dim=1).indices for part in F.normalize(x, dim=1).split(CHUNK)]
+        votes = F.one_hot(labels[torch.cat(parts)], classes).sum(dim=1)  # (n, classes)
+        return (votes + first).argmax(dim=1)
+
+    return predict
 
 
 def accuracy_interval(correct: np.ndarray, *, level: float = 0.95) -> tuple[float, float]:

@@ -122,6 +122,7 @@ def _train(config: Config, final: Path) -> None:
         return metrics.similarity_statistics(*two_views(method, config, images.train, TRACKED_PAIRS)[:2])
 
     method.to(fabric.device)
+    torch.backends.cudnn.benchmark = True  # batches have one shape, so the fastest kernels are worth the search
     history = train(method, source, config, fabric=fabric, checkpoint=partial / "checkpoint.pt", track=track)
     if config.calibrate_batch_norm:
         update_bn((batch.first for batch in source.batches(0)), method.model)

@@ -102,3 +102,20 @@ def test_the_linear_probe_is_the_minimum_of_its_objective(strength, normalise):
     predicted = (z[n:] @ best[:d] + best[d]).argmax(1)
     (agree,) = probe.linear_probe(x[:n], y[:n], (x[n:], predicted), C=strength, normalise=normalise)
     assert agree.mean() > 0.985  # all but what lies on a boundary
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("strength", [0.01, 1.0, 100.0])
+def test_the_probes_of_a_gpu_say_what_those_of_the_cpu_say(strength, normalise):
+    g = torch.Generator().manual_seed(1)
+    y = torch.arange(900) % 5
+    x = torch.randn(5, 16, generator=g)[y] + 1.5 * torch.randn(900, 16, generator=g) + 1
+    x[:, 3] = 2.0  # a constant feature
+    train, test = (x[:500], y[:500]), (x[500:], y[500:])
+    (expected,) = probe.linear_probe(*train, test, C=strength, normalise=normalise)
+    (found,) = probe._score(probe._linear(*train, strength, normalise), [test])
+    assert (found == expected).mean() > 0.98
+    (expected,) = probe.knn(*train, test)
+    (found,) = probe._score(probe._nearest(*train, 5), [test])
+    assert (found == expected).all()
+    assert 0.3 < expected.mean() < 1

@@ -1,6 +1,6 @@
 """What a method is."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -21,6 +21,8 @@ class Method(nn.Module):
     Whatever a method carries from step to step, momentum weights or a queue, is a buffer, so that a checkpoint holds
     it.
     """
+
+    static: ClassVar[bool] = True  # no shape in its loss depends on values, so that a CUDA graph can hold a step
 
     def __init__(self, model: Model):
         super().__init__()

@@ -44,6 +44,8 @@ class Labelled(Settings):
 
 
 class LabelledMethod(Method):
+    static = False  # how many positive pairs there are depends on the labels
+
     def __init__(self, settings: Labelled, config, split):
         super().__init__(encoders.build(config, channels(split)))
         argument = "margin" if settings.loss in WITH_MARGIN else "temperature"

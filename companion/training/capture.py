@@ -1,0 +1,70 @@
+"""The forward and backward pass of a step, on a CUDA device as one launch."""
+
+from collections.abc import Callable
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from companion.training.methods import Batch
+
+WARM_UP = 3  # steps before the capture, in which libraries choose their kernels and allocate what they keep
+
+
+def gradient(method, fabric: Fabric) -> Callable[[Batch], Tensor]:
+    """A function of a batch that leaves the gradient of ``method.loss(batch)`` in the parameters and returns the loss.
+
+    On one CUDA device it is captured as a CUDA graph after a few ordinary steps: a batch of 32 needs some thousand
+    launches, each shorter than Python takes to ask for it. Elsewhere, and for a method that is not static, every
+    step is an ordinary one.
+
+    Args:
+        method: what is trained, as ``fabric.setup`` returned it.
+        fabric: device and precision.
+    """
+
+    def step(batch: Batch) -> Tensor:
+        with fabric.autocast():
+            loss = method.loss(batch)
+        method.zero_grad()
+        fabric.backward(loss)
+        return loss.detach()
+
+    alone = fabric.device.type == "cuda" and fabric.world_size == 1
+    return _Captured(step, method) if alone and method.static else step
+
+
+class _Captured:
+    """``step`` replayed: every batch is copied to where the first one lay, and its gradient to where the first's was.
+
+    All batches have one shape. Nothing else may set the gradients to None.
+    """
+
+    def __init__(self, step: Callable[[Batch], Tensor], method):
+        self.step, self.method, self.graph, self.done = step, method, None, 0
+
+    def __call__(self, batch: Batch) -> Tensor:
+        self.done += 1
+        if self.done <= WARM_UP:
+            return self._aside(batch)
+        if self.graph is None:
+            self._capture(batch)
+        for ours, given in zip(self.batch, batch, strict=True):
+            ours.copy_(given)
+        self.graph.replay()
+        return self.loss
+
+    def _aside(self, batch: Batch) -> Tensor:
+        """An ordinary step on a stream of its own: what it allocates is then not bound to the stream of the others."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            loss = self.step(batch)
+        torch.cuda.current_stream().wait_stream(stream)
+        return loss
+
+    def _capture(self, batch: Batch) -> None:
+        self.batch, self.graph = Batch(*(tensor.clone() for tensor in batch)), torch.cuda.CUDAGraph()
+        self.method.zero_grad()  # so that the graph owns the gradients, and writes instead of adding
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            self.loss = self.step(self.batch)
