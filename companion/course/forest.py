@@ -16,7 +16,7 @@ LEFT, RIGHT = 0.47, 0.72  # between them the intervals are drawn, in shares of t
 
 
 def forest(claims: list[Claim], records: dict[str, dict], recorded: dict[str, dict]) -> Figure:
-    """A forest plot of the claims that have a record.
+    """A forest plot of the claims that have a record, or are left to the recorded runs.
 
     Left the statement, with its source; in the middle the accepted range in grey, this machine's value as a dot and the
     recorded one as a diamond, with their 95 % intervals; right the numbers. Every row has its own scale.
@@ -26,7 +26,7 @@ def forest(claims: list[Claim], records: dict[str, dict], recorded: dict[str, di
         records: what this machine observed.
         recorded: what the recorded reference runs observed.
     """
-    shown = [claim for claim in claims if claim.id in records]
+    shown = [c for c in claims if c.id in records or (c.recorded_only and c.id in recorded)]
     figure, (axes,) = panels(height=0.7 + ROW * len(shown))
     figure.set_figwidth(WIDTH * 1.1)
     axes.axis("off")
@@ -34,7 +34,7 @@ def forest(claims: list[Claim], records: dict[str, dict], recorded: dict[str, di
     for x, title in ((0.0, "claim"), (LEFT, "accepted range, 95 % intervals"), (RIGHT + 0.015, "numbers")):
         axes.text(x, -0.75, title, va="center", fontsize=8, weight="bold")
     for row, claim in enumerate(shown):
-        _row(axes, row, claim, records[claim.id], recorded.get(claim.id))
+        _row(axes, row, claim, records.get(claim.id), recorded.get(claim.id))
     handles = [axes.plot([], [], "o", color=color, label=name)[0] for name, color in VERDICT_COLORS.items()]
     handles += [
         axes.plot([], [], "o", color="0.3", label="this machine")[0],
@@ -46,8 +46,8 @@ def forest(claims: list[Claim], records: dict[str, dict], recorded: dict[str, di
     return figure
 
 
-def _row(axes: Axes, row: int, claim: Claim, record: dict, reference: dict | None) -> None:
-    here, then = observed(record), observed(reference) if reference else None
+def _row(axes: Axes, row: int, claim: Claim, record: dict | None, reference: dict | None) -> None:
+    here, then = (observed(r) if r else None for r in (record, reference))
     seen = [o for o in (here, then) if o]
     place = _scale(claim, seen)
     axes.axhline(row + 0.5, color="0.93", linewidth=0.8)
@@ -57,13 +57,12 @@ def _row(axes: Axes, row: int, claim: Claim, record: dict, reference: dict | Non
             for end, limit in ((claim.at_least, LEFT), (claim.at_most, RIGHT))]  # fmt: skip
     axes.fill_betweenx((row - 0.3, row + 0.3), *ends, color="0.88", linewidth=0)
     axes.plot([place(0)] * 2, [row - 0.3, row + 0.3], color="black", linewidth=0.8)
-    for o, verdict, marker, shift in ((here, record["verdict"], "o", -0.11),
-                                      (then, (reference or {}).get("verdict"), "D", 0.13)):  # fmt: skip
+    for o, r, marker, shift in ((here, record, "o", -0.11), (then, reference, "D", 0.13)):
         if o:
-            color = VERDICT_COLORS[verdict]
+            color = VERDICT_COLORS[r["verdict"]]
             axes.plot([place(o.low), place(o.high)], [row + shift] * 2, color=color, linewidth=2)
             axes.plot(place(o.value), row + shift, marker, color=color, markersize=6 if marker == "o" else 4.5)
-    lines = [f"{here}, n = {here.n}"] + ([f"{then}, n = {then.n}, recorded"] if then else [])
+    lines = [f"{o}, n = {o.n}{note}" for o, note in ((here, ""), (then, ", recorded")) if o]
     lines += [_wrapped(f"published: {claim.paper}", 50)] if claim.paper else []
     axes.text(RIGHT + 0.015, row, "\n".join(lines), va="center", fontsize=6.5, linespacing=1.3)
 

@@ -42,6 +42,7 @@ class Claim:
     at_least: float = -math.inf
     at_most: float = math.inf
     accuracy: bool = False
+    recorded_only: bool = False
     profiles: tuple[str, ...] = PROFILES
     published: str = ""
     provenance: str = "paper"

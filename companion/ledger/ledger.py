@@ -69,8 +69,12 @@ class Ledger:
         return record["verdict"]
 
     def tests(self, id: str) -> bool:
-        """Whether this profile tests the claim: a value published for one data set is no target for another."""
-        return self.profile.tests_as in load()[choose(id, load(), "claim")].profiles and not self.profile.tag
+        """Whether a notebook tests the claim at this profile: a value published for one data set is no target for
+        another, and some claims are left to the recorded runs."""
+        claim = load()[choose(id, load(), "claim")]
+        return (
+            self.profile.tests_as in claim.profiles and not self.profile.tag and not self._left(claim, self.recorded())
+        )
 
     def records(self) -> dict[str, dict]:
         """What has been observed so far at this profile, by any notebook; claims that left the ledger are dropped."""
@@ -85,10 +89,25 @@ class Ledger:
         return read(paths.reference() / self.profile.tests_as / "claims.json") if not self.profile.tag else {}
 
     def deciding(self) -> dict[str, dict]:
-        """The record that gives each observed claim its verdict: of one about accuracy the recorded reference's, where
-        there is one, since it has more seeds; else what was observed here."""
-        recorded, claims = self.recorded(), load()
-        return {id: _deciding(claims[id], record, recorded.get(id)) for id, record in self.records().items()}
+        """The record that gives each observed claim its verdict: of one about accuracy, or left to the recorded runs,
+        the recorded reference's, where there is one, since it has more seeds; else what was observed here."""
+        recorded, records = self.recorded(), self.records()
+        found = {claim.id: self._deciding(claim, records.get(claim.id), recorded) for claim in load().values()}
+        return {id: record for id, record in found.items() if record}
+
+    def _deciding(self, claim: Claim, record: dict | None, recorded: dict[str, dict]) -> dict | None:
+        if self._left(claim, recorded) or (record and claim.accuracy):
+            return recorded.get(claim.id, record)
+        return record
+
+    def _left(self, claim: Claim, recorded: dict[str, dict]) -> bool:
+        """Whether the claim is left to the recorded runs of this profile."""
+        return claim.recorded_only and self._own and claim.id in recorded
+
+    @property
+    def _own(self) -> bool:
+        """Whether this is a profile as it is: not a reference profile, another data set or seed."""
+        return self.profile.folder == self.profile.tests_as
 
     def print_verdicts(self) -> None:
         """Print this notebook's verdicts that were found before at this profile: they must come out again.
@@ -96,9 +115,10 @@ class Ledger:
         What chance could turn has no verdict *found before*; the table has all.
         """
         print("Verdicts that must come out again (those that chance could turn stand in the table below alone):")
-        for id, record in self._checked.items():
+        deciding = self.deciding()
+        for id in self._checked:
             if self._found(load()[id]):
-                print(f"{id}: {record['verdict']}")
+                print(f"{id}: {deciding[id]['verdict']}")
 
     def table(self, *, everything: bool = False) -> pd.DataFrame:
         """One row a claim: this notebook's, or with ``everything`` the whole ledger's.
@@ -108,10 +128,11 @@ class Ledger:
         test it.
         """
         records, recorded = self.records() if everything else self._checked, self.recorded()
+        notebooks = {load()[id].notebook for id in records}
         rows = [
-            self._row(claim, records.get(claim.id), recorded.get(claim.id))
+            self._row(claim, records.get(claim.id), recorded)
             for claim in load().values()
-            if claim.id in records or everything
+            if everything or claim.id in records or (claim.notebook in notebooks and self._left(claim, recorded))
         ]
         return pd.DataFrame(rows).set_index("claim") if rows else pd.DataFrame()
 
@@ -119,28 +140,29 @@ class Ledger:
         """Claims whose verdict differs from what was found before at this profile."""
         return [
             f"{id}: {record['verdict']}, found before: {found}"
-            for id, record in self.records().items()
+            for id, record in self.deciding().items()
             if (found := self._found(load()[id])) and found != record["verdict"]
         ]
 
     def _found(self, claim: Claim) -> str:
-        own = self.profile.folder == self.profile.tests_as  # not a reference profile, another data set or seed
-        return claim.found.get(self.profile.tests_as, "") if own else ""
+        return claim.found.get(self.profile.tests_as, "") if self._own else ""
 
-    def _row(self, claim: Claim, record: dict | None, recorded: dict | None) -> dict:
+    def _row(self, claim: Claim, record: dict | None, recorded: dict[str, dict]) -> dict:
         row = {
             "claim": claim.id, "kind": claim.kind, "source": claim.source, "statement": claim.statement,
             "quantity": claim.quantity, "accepted": claim.range, "published": claim.paper, "here": "", "n": "",
             "recorded": "", "recorded n": "", "agrees": "", "prediction": claim.prediction, "verdict": "not yet",
         }  # fmt: skip
-        if recorded and claim.kind != "identity":
-            reference = observed(recorded)
+        if claim.id in recorded and claim.kind != "identity":
+            reference = observed(recorded[claim.id])
             row |= {"recorded": str(reference), "recorded n": reference.n}
         if record:
             here = observed(record)
-            row |= {"here": str(here), "n": here.n, "verdict": _deciding(claim, record, recorded)["verdict"]}
+            row |= {"here": str(here), "n": here.n}
             if row["recorded"]:
                 row["agrees"] = "yes" if reference.foretells(here) else "no"
+        if deciding := self._deciding(claim, record, recorded):
+            row["verdict"] = deciding["verdict"]
         elif self.profile.tests_as not in claim.profiles:
             row["verdict"] = f"at profile {', '.join(claim.profiles)}"
         return row
@@ -148,10 +170,6 @@ class Ledger:
     @property
     def _path(self) -> Path:
         return self.folder / "claims.json"
-
-
-def _deciding(claim: Claim, record: dict, recorded: dict | None) -> dict:
-    return recorded if claim.accuracy and recorded else record
 
 
 def learnt(tables: Iterable[pd.DataFrame]) -> bool:

@@ -91,7 +91,7 @@ def write(ledger: Ledger) -> pd.DataFrame:
 def text(ledger: Ledger) -> str:
     """For a terminal: what was measured, a line a claim; of the identities only how many hold."""
     found = table(ledger)
-    measured = found[(found["kind"] != "identity") & (found["here"] != "")]
+    measured = found[(found["kind"] != "identity") & found["verdict"].isin((*VERDICTS, NOT_LEARNT))]
     identities = found[(found["kind"] == "identity") & found["verdict"].isin(VERDICTS)]
     columns = ["quantity", "accepted", "here", "n", "recorded", "verdict", "holm"]
     lines = measured[columns].to_string(max_colwidth=40, justify="left") if len(measured) else "(nothing measured yet)"

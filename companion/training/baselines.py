@@ -42,14 +42,22 @@ def baselines(config: Config) -> dict[str, Config]:
     }
 
 
-def table(runs: Iterable[Run]) -> pd.DataFrame:
+def table(runs: Iterable[Run], *, beside: bool = True) -> pd.DataFrame:
     """One row a run: its ``key``, the values of its config, its metrics, and the accuracies of its baselines as
-    ``pixels_accuracy`` and so on, linear probes all. Baselines that are not in the store are trained."""
+    ``pixels_accuracy`` and so on, linear probes all. Baselines that are not in the store are trained.
+
+    Args:
+        runs: finished runs.
+        beside: with False, no baselines, and no accuracies either, which would say nothing without them.
+    """
     runs = list(runs)
-    beside = [baselines(run.config) for run in runs]
-    found = iter(sweep([config for configs in beside for config in configs.values()]))
+    if not beside:
+        rows = pd.DataFrame([{"key": run.key} | run.config.flat() | run.metrics for run in runs])
+        return rows.drop(columns=[name for name in rows if name.startswith(("linear_", "knn_"))])
+    others = [baselines(run.config) for run in runs]
+    found = iter(sweep([config for configs in others for config in configs.values()]))
     rows = []
-    for run, configs in zip(runs, beside, strict=True):
+    for run, configs in zip(runs, others, strict=True):
         accuracies = {f"{name}_accuracy": next(found).metrics["linear_accuracy"] for name in configs}
         rows.append({"key": run.key} | run.config.flat() | run.metrics | accuracies)
     return pd.DataFrame(rows)

@@ -117,6 +117,13 @@ def test_a_table_has_a_row_a_run_with_its_config_its_metrics_and_its_baselines(q
     assert len(stored) == 3 + 2 + 2 + 2  # runs; pixels and colours; untrained and supervised for each of two seeds
 
 
+def test_a_table_without_baselines_trains_none_and_shows_no_accuracy(quick, results):
+    rows = table([run(quick)], beside=False)
+    assert rows["negative_variance"].tolist() == [run(quick).metrics["negative_variance"]]
+    assert not [name for name in rows if "accuracy" in name or name.startswith(("linear", "knn"))]
+    assert len(list((results / "runs").glob("[!.]*"))) == 1
+
+
 def test_an_empty_table_is_empty(results):
     assert len(table([])) == 0
 

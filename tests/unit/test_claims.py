@@ -11,7 +11,17 @@ from scipy import stats
 from companion import ledger, paths
 from companion.course import profiles
 from companion.errors import CompanionError
-from companion.ledger import NOT_LEARNT, Claim, Ledger, Observed, identity, over_seeds, paired_difference, scoreboard
+from companion.ledger import (
+    NOT_LEARNT,
+    Claim,
+    Ledger,
+    Observed,
+    identity,
+    load,
+    over_seeds,
+    paired_difference,
+    scoreboard,
+)
 from companion.ledger import claims as module
 from companion.ledger import ledger as ledger_module
 
@@ -301,6 +311,42 @@ def test_the_recorded_tier_decides_about_accuracy_and_stands_beside_the_rest(boo
     assert table.loc["accuracy", ["verdict", "agrees"]].tolist() == ["not reproduced", "no"]
     assert table.loc["trained", ["verdict", "agrees"]].tolist() == ["inconclusive", "no"]
     assert table.loc["trained", ["recorded", "recorded n"]].tolist() == ["0.9000 [0.8900, 0.9100]", 10]
+
+
+def test_what_is_left_to_the_recorded_runs_is_tested_here_only_where_there_are_none(results, monkeypatch):
+    id = "lee2025.fig4.dcl"
+    assert load()[id].recorded_only
+    monkeypatch.setattr(paths, "reference", lambda: results / "reference")
+    (results / "reference" / "cpu").mkdir(parents=True)
+    record = {id: {"value": 0.02, "low": 0.01, "high": 0.03, "n": 10, "verdict": "reproduced"}}
+    (results / "reference" / "cpu" / "claims.json").write_text(json.dumps(record))
+    book = Ledger(profiles.load("cpu"))
+    assert not book.tests(id)
+    for name in ("smoke", "reference"):
+        assert Ledger(profiles.load(name)).tests(id)
+    assert book.deciding() == record
+    row = book.table(everything=True).loc[id]
+    assert row[["here", "n", "recorded n", "verdict"]].tolist() == ["", "", 10, "reproduced"]
+    assert "gain in accuracy, DCL" in scoreboard.text(book)
+    assert book.table().empty  # nothing of its notebook was checked
+    book.check(
+        "lee2025.fig4.simclr", Observed(0.0, -0.1, 0.1, 3), quantity="gain in accuracy, SimCLR, m = 32", runs=runs()
+    )
+    assert list(book.table().index) == ["lee2025.fig4.simclr", id]
+    assert id not in Ledger(profiles.load("cpu", seed=3)).deciding()
+
+
+def test_a_verdict_that_comes_from_the_recorded_runs_is_no_surprise(results, monkeypatch):
+    """Another machine's three seeds may miss by chance; ten recorded ones decide about accuracy."""
+    monkeypatch.setattr(paths, "reference", lambda: results / "reference")
+    id = "lee2025.fig3.high_temperature"
+    (results / "reference" / "cpu").mkdir(parents=True)
+    record = {id: {"value": 0.03, "low": 0.02, "high": 0.04, "n": 10, "verdict": load()[id].found["cpu"]}}
+    (results / "reference" / "cpu" / "claims.json").write_text(json.dumps(record))
+    book = Ledger(profiles.load("cpu"))
+    book.check(id, Observed(-0.1, -0.2, -0.05, 3), quantity=load()[id].quantity, runs=runs())
+    assert book.records()[id]["verdict"] == "not reproduced"
+    assert book.surprises() == []
 
 
 def test_another_data_set_or_seed_is_held_to_nothing(results):

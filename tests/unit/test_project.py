@@ -38,7 +38,7 @@ ROOMS = [
 ]
 FILES = {
     "training": ["settings", "augment", "encoders", "methods", "config", "data", "sources", "progress", "provenance",
-                 "probe", "loop", "runs", "sweeps", "baselines", "recorded"],
+                 "probe", "capture", "loop", "runs", "sweeps", "baselines", "recorded"],
     "ledger": ["observed", "claims", "ledger", "scoreboard"],
     "course": ["profiles", "environment", "figures", "forest", "execute", "report"],
     "bench": ["report", "measure"],
