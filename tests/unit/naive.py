@@ -107,6 +107,18 @@ def simple(u, v, s, weight, keep=None):
     return mean(-s(u[i], v[i]) + weight * sum(hardest(u, v, s, i, keep)) for i in range(len(u)))
 
 
+def align_uniform(u, v, weight, alpha=2, t=2):
+    """On unit vectors: mean ‖u_i − v_i‖^α + λ · half the sum of both views' log mean e^(−t‖z_i − z_j‖²), i < j."""
+    unit = [[[x / math.sqrt(sum(y * y for y in row)) for x in row] for row in view] for view in (u, v)]
+
+    def distance(a, b):
+        return math.sqrt(sum((x - y) ** 2 for x, y in zip(a, b, strict=True)))
+
+    aligned = sum(distance(a, b) ** alpha for a, b in zip(*unit, strict=True)) / len(u)
+    potentials = [[math.exp(-t * distance(z[i], z[j]) ** 2) for i in range(len(z)) for j in range(i)] for z in unit]
+    return aligned + weight * sum(math.log(sum(p) / len(p)) for p in potentials) / 2
+
+
 def pairs(n):
     return [(i, j) for i in range(n) for j in range(n) if i != j]
 

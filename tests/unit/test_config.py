@@ -20,7 +20,7 @@ from companion.training.methods import METHODS, contrastive, labelled
 
 # The training code's version → a digest of every default there is. Defaults are left out of a run's key, so a run that
 # is stored under one default would silently stand for another.
-DEFAULTS = {2: "1b563a5be68476fc"}
+DEFAULTS = {2: "1c6a08842d46e924"}
 
 
 def test_a_changed_default_raises_the_version():
@@ -138,7 +138,7 @@ OF_PARTS = {
     Unchanged: {},
     Contrastive: {
         "loss": "dcl", "temperature": 0.3, "vrns": 1.0, "loss_batch_size": 32, "bias": -5.0, "heads": 2,
-        "within_view": True,
+        "within_view": True, "keep": 3, "weight": 0.5,
     },
     Labelled: {"loss": "lifted", "margin": 0.5, "temperature": 0.5},
     Supervised: {},
@@ -166,8 +166,12 @@ def test_the_key_covers_every_field_of_augmentation_and_method(part):
     assert set(OF_PARTS[part]) == {f.name for f in fields(part)}
     which = "augmentation" if part in AUGMENTATIONS.values() else "method"
     base = Config(**{which: Contrastive(loss="clip") if part is Contrastive else part()})  # clip: takes within_view
-    keys = [digest(base)] + [digest(base.replace(**{name: value})) for name, value in OF_PARTS[part].items()]
-    assert len(set(keys)) == len(keys)
+    hard = base.replace(loss="simple") if part is Contrastive else base  # takes keep
+    keys = {digest(base), digest(hard)}
+    for name, value in OF_PARTS[part].items():
+        key = digest((hard if name == "keep" else base).replace(**{name: value}))
+        assert key not in keys, name
+        keys.add(key)
 
 
 def test_the_key_is_not_that_of_another_version(monkeypatch):

@@ -6,6 +6,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from companion import losses
+from companion.errors import CompanionError
 from companion.training import Batch, Config, Contrastive, Labelled, Supervised
 from companion.training.data import Split
 from companion.training.methods import METHODS, contrastive, labelled
@@ -25,6 +26,11 @@ BY_HAND = {
     Contrastive(loss="info_nce"): lambda u, v: naive.info_nce(u, v, naive.cosine, temperature=0.2),
     Contrastive(loss="dcl", temperature=0.3): lambda u, v: naive.dcl(u, v, naive.cosine, temperature=0.3),
     Contrastive(loss="dhel"): lambda u, v: naive.dhel(u, v, naive.cosine, temperature=0.2, form="lee"),
+    Contrastive(loss="hard_contrastive", keep=1): lambda u, v: naive.hard_contrastive(u, v, naive.cosine, 0.2, 1),
+    Contrastive(loss="simple"): lambda u, v: naive.simple(u, v, naive.cosine, 1 / (len(u) - 1)),
+    Contrastive(loss="simple", weight=3.0, keep=1): lambda u, v: naive.simple(u, v, naive.cosine, 3.0, 1),
+    Contrastive(loss="align_uniform"): lambda u, v: naive.align_uniform(u, v, 1),
+    Contrastive(loss="align_uniform", weight=0.5): lambda u, v: naive.align_uniform(u, v, 0.5),
     Contrastive(loss="siglip"): lambda u, v: naive.siglip(u, v, naive.cosine, scale=5, bias=-10, within_view=False),
     Contrastive(loss="siglip", temperature=0.5, bias=-3, within_view=True): lambda u, v: naive.siglip(
         u, v, naive.cosine, scale=2, bias=-3, within_view=True
@@ -58,7 +64,7 @@ def test_every_loss_is_here():
 @pytest.mark.parametrize("vrns", [0.0, 7.0])
 def test_the_objective_is_the_loss_by_hand(settings, vrns):
     u, v = embeddings()
-    found = objective(settings.replace(vrns=vrns), n=100)(u, v)
+    found = objective(settings.replace(vrns=vrns), m=SIZE, n=100)(u, v)
     u, v = u.tolist(), v.tolist()
     expected = BY_HAND[settings](u, v) + (vrns * naive.vrns(u, v, naive.cosine, n=100) if vrns else 0)
     assert found.item() == pytest.approx(expected, rel=1e-11)
@@ -68,7 +74,11 @@ def test_the_objective_is_the_loss_by_hand(settings, vrns):
 @pytest.mark.parametrize("vrns", [0.0, 7.0])
 @pytest.mark.parametrize("m", [2, 3, 6])
 def test_sub_batches_in_one_call_are_a_loop(settings, vrns, m):
-    function = objective(settings.replace(vrns=vrns), n=100)
+    if settings.loss == "align_uniform":
+        with pytest.raises(CompanionError, match="align_uniform takes whole batches"):
+            settings.replace(loss_batch_size=m)
+        return
+    function = objective(settings.replace(vrns=vrns), m=m, n=100)
     u, v = (x.requires_grad_() for x in embeddings())
     with losses.unchecked():
         found = in_sub_batches(function, u, v, m)
@@ -82,6 +92,7 @@ def test_sub_batches_in_one_call_are_a_loop(settings, vrns, m):
 @pytest.mark.parametrize("m", [None, 4])
 @pytest.mark.parametrize("heads", [1, 2])
 def test_a_method_takes_the_loss_of_its_projections(settings, m, heads):
+    m = None if settings.loss == "align_uniform" else m
     chosen = settings.replace(loss_batch_size=m, heads=heads, vrns=3.0)
     method = build(chosen).double().train()
     given = Batch(*(x.double() for x in batch()[:2]), SPLIT.labels)
@@ -99,6 +110,39 @@ def test_a_method_takes_the_loss_of_its_projections(settings, m, heads):
         for p in parts
     ]
     assert found.item() == pytest.approx(sum(by_hand) / len(parts), rel=1e-9)
+
+
+@pytest.mark.parametrize(("loss", "keep", "scale"), [("hard_contrastive", 3, {}), ("simple", 4, {"weight": 2.0})])
+def test_hard_losses_keep_as_many_negatives_as_they_are_told(loss, keep, scale):
+    u, v = embeddings()
+    found = objective(Contrastive(loss=loss, keep=keep, **scale), m=SIZE, n=100)(u, v).item()
+    u, v = u.tolist(), v.tolist()
+    by_hand = {
+        "hard_contrastive": lambda: naive.hard_contrastive(u, v, naive.cosine, 0.2, keep),
+        "simple": lambda: naive.simple(u, v, naive.cosine, 2.0 / keep, keep),
+    }
+    assert found == pytest.approx(by_hand[loss](), rel=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"loss": "hard_contrastive"}, "hard_contrastive needs keep"),
+        ({"loss": "nt_xent", "keep": 3}, "keep makes no difference to 'nt_xent'"),
+        ({"loss": "simple", "keep": 0}, "keep"),
+        ({"loss": "simple", "weight": -1.0}, "weight"),
+    ],
+)
+def test_unsound_hard_losses_are_refused(changes, expected):
+    with pytest.raises(CompanionError, match=expected):
+        Contrastive(**changes)
+
+
+def test_no_more_negatives_are_kept_than_there_are():
+    hard = Contrastive(loss="hard_contrastive", keep=7)
+    assert CONFIG.replace(method=hard, batch_size=8, n_train=100).m == 8
+    with pytest.raises(CompanionError, match="keep is 7: expected at most 3"):
+        CONFIG.replace(method=hard.replace(loss_batch_size=4), batch_size=8, n_train=100)
 
 
 def test_the_n_of_vrns_is_the_training_sets_and_not_the_batchs():
@@ -171,7 +215,8 @@ class NoLook(TorchDispatchMode):
 
 
 STEPS = [
-    *(s.replace(vrns=v, loss_batch_size=m) for s in BY_HAND for v in (0, 7) for m in (None, 4)),
+    *(s.replace(vrns=v, loss_batch_size=m) for s in BY_HAND for v in (0, 7) for m in (None, 4)
+      if not (m and s.loss == "align_uniform")),
     # Not of those that wait once a step because labels decide a shape: triplet lists its positive pairs, SupCon and
     # SINCERE the classes.
     *(Labelled(loss=loss) for loss in labelled.WITH_MARGIN if loss != "triplet"),

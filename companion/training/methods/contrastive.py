@@ -13,7 +13,11 @@ from companion.training import encoders
 from companion.training.methods.base import Batch, Method, channels
 from companion.training.settings import Settings
 
-LOSSES = ("nt_xent", "clip", "info_nce", "dcl", "dhel", "siglip", "spectral")
+LOSSES = (
+    "nt_xent", "clip", "info_nce", "dcl", "dhel", "hard_contrastive", "simple", "align_uniform", "siglip", "spectral",
+)  # fmt: skip
+HARDEST = ("hard_contrastive", "simple")  # losses that can keep an anchor's hardest negatives only
+WEIGHTED = ("simple", "align_uniform")  # losses whose two parts have a weight in place of a temperature
 WITHIN_VIEW = ("clip", "siglip", "spectral")  # losses that can take within-view negatives besides cross-view ones
 
 
@@ -23,8 +27,10 @@ class Contrastive(Settings):
 
     name: ClassVar[str] = "contrastive"
     loss: str = "nt_xent"
-    temperature: float = 0.2  # of SigLIP: 1 / scale; the spectral loss has none
+    temperature: float = 0.2  # of SigLIP: 1 / scale; the spectral loss and those with a weight have none
     bias: float = -10.0  # of SigLIP
+    keep: int | None = None  # hardest negatives that an anchor keeps; None: all of them
+    weight: float = 1.0  # of the negatives' mean in the simple loss; of uniformity against alignment
     within_view: bool = False  # within-view negatives too: c₂ = 1
     vrns: float = 0.0  # the weight λ of Definition 5.7; 0 switches it off
     loss_batch_size: int | None = None  # the loss's m; must divide the batch size M; None: m = M
@@ -34,7 +40,14 @@ class Contrastive(Settings):
         choose(self.loss, LOSSES, "loss")
         positive(self.temperature, "temperature")
         positive(self.vrns, "vrns", zero=True)
+        positive(self.weight, "weight", zero=True)
         number(self.bias, "bias")
+        if self.keep is not None:
+            whole(self.keep, "keep", least=1)
+            if self.loss not in HARDEST:
+                raise CompanionError(f"keep makes no difference to {self.loss!r}: it is for {', '.join(HARDEST)}.")
+        if self.loss == "hard_contrastive" and self.keep is None:
+            raise CompanionError("hard_contrastive needs keep, the number of an anchor's hardest negatives.")
         if self.heads not in (1, 2) or type(self.heads) is not int:
             raise CompanionError(f"heads is {self.heads!r}: expected 1, a projector for both views, or 2.")
         if not isinstance(self.within_view, bool):
@@ -45,14 +58,19 @@ class Contrastive(Settings):
             )
         if self.loss_batch_size is not None:
             whole(self.loss_batch_size, "loss_batch_size", least=2)
+            if self.loss == "align_uniform":
+                raise CompanionError("align_uniform takes whole batches: leave loss_batch_size out.")
 
     def fit(self, batch_size: int) -> "Contrastive":
         """The same for batches of this size: one description for one experiment, so that a ``loss_batch_size`` of the
         whole batch becomes None, and goes with the batch from then on.
 
         Raises:
-            CompanionError: if sub-batches do not divide the batch.
+            CompanionError: if sub-batches do not divide the batch, or an anchor has fewer negatives than it is to keep.
         """
+        negatives = (self.loss_batch_size or batch_size) - 1
+        if self.keep is not None and self.keep > negatives:
+            raise CompanionError(f"keep is {self.keep}: expected at most {negatives}, the negatives of an anchor.")
         if self.loss_batch_size is None or batch_size % self.loss_batch_size == 0:
             return self.replace(loss_batch_size=None) if self.loss_batch_size == batch_size else self
         raise CompanionError(
@@ -64,7 +82,9 @@ class Contrastive(Settings):
     def title(self) -> str:
         """A readable name for the folder of a run."""
         loss = self.loss + "-within" * self.within_view + "-2heads" * (self.heads == 2)
-        return f"{loss}-t{self.temperature:g}" + (f"-vrns{self.vrns:g}" if self.vrns else "")
+        loss += f"-keep{self.keep}" if self.keep else ""
+        scale = f"w{self.weight:g}" if self.loss in WEIGHTED else f"t{self.temperature:g}"
+        return f"{loss}-{scale}" + (f"-vrns{self.vrns:g}" if self.vrns else "")
 
     def build(self, config, split) -> "ContrastiveMethod":
         return ContrastiveMethod(self, config, split)
@@ -74,7 +94,7 @@ class ContrastiveMethod(Method):
     def __init__(self, settings: Contrastive, config, split):
         super().__init__(encoders.build(config, channels(split), heads=settings.heads))
         self.two_heads, self.m = settings.heads == 2, settings.loss_batch_size
-        self.objective = objective(settings, n=config.n_train)
+        self.objective = objective(settings, m=config.m, n=config.n_train)
 
     def loss(self, batch: Batch) -> Tensor:
         if self.two_heads:
@@ -85,9 +105,9 @@ class ContrastiveMethod(Method):
             return self.objective(u, v) if self.m is None else in_sub_batches(self.objective, u, v, self.m)
 
 
-def objective(settings: Contrastive, *, n: int):
+def objective(settings: Contrastive, *, m: int, n: int):
     """The function of (m, d) views ``u, v`` that is minimised: ``loss + λ · VRNS``; n is the training-set size."""
-    contrastive = functools.partial(getattr(losses, settings.loss), **hyperparameters(settings))
+    contrastive = functools.partial(getattr(losses, settings.loss), **hyperparameters(settings, m))
     if not settings.vrns:
         return contrastive
     return lambda u, v: contrastive(u, v) + settings.vrns * losses.vrns(u, v, n=n)
@@ -98,8 +118,14 @@ def in_sub_batches(function, u: Tensor, v: Tensor, m: int) -> Tensor:
     return torch.vmap(function)(u.unflatten(0, (-1, m)), v.unflatten(0, (-1, m))).mean()
 
 
-def hyperparameters(settings: Contrastive) -> dict:
-    """What the loss that ``settings`` names takes besides the embeddings."""
+def hyperparameters(settings: Contrastive, m: int) -> dict:
+    """What the loss that ``settings`` names takes besides the embeddings of a batch of m."""
+    if settings.loss == "simple":  # the loss weighs the sum over the negatives that are kept
+        return {"weight": settings.weight / (settings.keep or m - 1), "keep": settings.keep}
+    if settings.loss == "align_uniform":
+        return {"weight": settings.weight}
+    if settings.loss == "hard_contrastive":
+        return {"temperature": settings.temperature, "keep": settings.keep}
     within_view = {"within_view": settings.within_view} if settings.loss in WITHIN_VIEW else {}
     if settings.loss == "spectral":
         return within_view
