@@ -16,13 +16,20 @@ from companion.training import data
 from companion.training.baselines import table
 from companion.training.config import Config, from_json
 from companion.training.runs import Run
+from companion.training.sweeps import sweep
 
 NEEDED = ("key", "data", "config", "linear_accuracy", "negative_variance")  # without these a row says nothing
 
 
 def record(runs: Iterable[Run], path: Path) -> int:
-    """Add runs to the table at ``path``, or replace what it has of them; return how many rows it has then."""
+    """Add runs to the table at ``path``; return how many rows it has then.
+
+    A run that it has stays as it is, for other results were computed from it: remove its line to record it again.
+    """
     runs = {run.key: run for run in runs}
+    read.cache_clear()  # another process may have added to it
+    for key in read(path).get("key", []):
+        runs.pop(key, None)
     trained = table(run for run in runs.values() if run.config.epochs)
     beside = [column for column in trained if column.endswith("_accuracy") and column not in _measured(runs)]
     accuracies = trained.set_index("key")[beside] if len(trained) else pd.DataFrame()
@@ -41,6 +48,7 @@ def record(runs: Iterable[Run], path: Path) -> int:
         buffer = io.StringIO()
         whole.to_csv(buffer, index=False, float_format="%.7g", lineterminator="\n")
         store.write(path, buffer.getvalue())
+    read.cache_clear()
     return len(whole)
 
 
@@ -55,11 +63,26 @@ def matching(configs: Iterable[Config], folder: str = "cpu") -> pd.DataFrame:
         One row a run; no row where nothing was recorded.
     """
     wanted = {_settings(config) for config in configs}
-    rows = read(paths.reference() / folder / "runs.csv")
-    if not len(rows):
-        return rows
-    found = [_settings(from_json(text)) in wanted for text in rows["config"]]
-    return rows[found].reset_index(drop=True)
+    known = read(paths.reference() / folder / "runs.csv")
+    if not len(known):
+        return known
+    found = [_settings(from_json(text)) in wanted for text in known["config"]]
+    return known[found].reset_index(drop=True)
+
+
+def table_of(configs: Iterable[Config], folder: str = "cpu") -> pd.DataFrame:
+    """What :func:`companion.training.table` says of these very runs: of those that were recorded, what was recorded;
+    the others are trained.
+
+    Args:
+        configs: descriptions of runs.
+        folder: of the recorded results, as in :func:`matching`.
+    """
+    configs = {config.key(data.identity(config.dataset)): config for config in configs}
+    known = read(paths.reference() / folder / "runs.csv")
+    known = known[known["key"].isin(configs)] if len(known) else known
+    missing = [config for key, config in configs.items() if key not in set(known.get("key", []))]
+    return pd.concat([known, table(sweep(missing))], ignore_index=True) if missing else known.reset_index(drop=True)
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -45,19 +46,35 @@ def test_what_was_recorded_is_read_as_a_table_of_runs(quick, path):
     assert sorted(from_json(text).seed for text in rows["config"]) == [100, 101]
 
 
-def test_runs_are_added_and_replaced(quick, path, forget):
+def test_runs_are_added_and_stay_as_they_were_recorded(quick, path, forget):
     first, second = sweep([quick, quick.replace(seed=1)])
     assert recorded.record([first], path) == 1
     before = path.read_bytes()
     assert recorded.record([first, first], path) == 1
     assert path.read_bytes() == before  # and in one way
     assert recorded.record([second], path) == 2
-    forget()
     assert set(recorded.read(path)["key"]) == {first.key, second.key}
+    accuracy = first.metrics["linear_accuracy"]
     (first.path / "metrics.json").write_text(json.dumps(first.metrics | {"linear_accuracy": 0.5}))
     assert recorded.record([first], path) == 2
-    forget()
+    assert recorded.read(path).set_index("key").loc[first.key, "linear_accuracy"] == pytest.approx(accuracy, rel=1e-6)
+    lines = [line for line in path.read_text().splitlines() if not line.startswith(first.key)]
+    path.write_text("\n".join(lines) + "\n")
+    assert recorded.record([first], path) == 2
     assert recorded.read(path).set_index("key").loc[first.key, "linear_accuracy"] == 0.5
+
+
+def test_what_was_recorded_is_not_trained_again(quick, path, results, monkeypatch):
+    recorded.record(sweep([quick, quick.replace(loss="dcl")]), path)
+    shutil.rmtree(results / "runs")
+    trained = []
+    monkeypatch.setattr(recorded, "sweep", lambda configs: trained.extend(configs) or sweep(configs))
+    found = recorded.table_of([quick, quick.replace(seed=1), quick, quick.replace(loss="dcl")], "cpu")
+    assert trained == [quick.replace(seed=1)]
+    assert sorted(zip(found["loss"], found["seed"], strict=True)) == [("dcl", 0), ("nt_xent", 0), ("nt_xent", 1)]
+    assert found[["linear_accuracy", "untrained_accuracy", "negative_variance"]].notna().all(axis=None)
+    assert len(recorded.table_of([quick], "cpu")) == 1
+    assert len(recorded.table_of([], "cpu")) == 0
 
 
 def test_recording_nothing_leaves_everything_as_it_is(quick, path):
