@@ -154,12 +154,12 @@ def test_no_gpu_is_woken_by_a_seed(monkeypatch):
         raise AssertionError("a GPU was initialised")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)  # another test may have woken a real one
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: None)  # which torch puts off until it is woken
     for name in ("_lazy_init", "get_rng_state", "set_rng_state", "current_device"):
         monkeypatch.setattr(torch.cuda, name, woken)
-    assert not torch.cuda.is_initialized()
     with loop.seeded(1, 2):
         torch.rand(3)
-    assert not torch.cuda.is_initialized()
 
 
 def test_a_gpu_in_use_gets_its_generator_back(monkeypatch):
