@@ -14,7 +14,8 @@ from companion.training.data import Data, Split
 METHODS = [
     Contrastive(), Contrastive(vrns=3, loss_batch_size=8), Contrastive(loss="clip", within_view=True),
     Contrastive(loss="siglip", heads=2), Contrastive(loss="spectral"), Contrastive(loss="dcl"),
-    Contrastive(loss="dhel"), Contrastive(loss="info_nce"),
+    Contrastive(loss="dhel"), Contrastive(loss="info_nce"), Contrastive(loss="hard_contrastive", keep=3),
+    Contrastive(loss="simple"), Contrastive(loss="simple", keep=3), Contrastive(loss="align_uniform"),
     Labelled(), Labelled(loss="sup_con"), Labelled(loss="sincere"), Labelled(loss="lifted"),
     Labelled(loss="batch_hard"), Labelled(loss="contrastive_margin"), Supervised(),
 ]  # fmt: skip
