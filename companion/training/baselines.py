@@ -32,7 +32,8 @@ def baselines(config: Config) -> dict[str, Config]:
         for name in ("augmentation", "encoder", "width", "projector_hidden", "projector_dim", "precision", "seed")
     }
     schedule = {
-        name: getattr(config, name) for name in ("epochs", "learning_rate", "momentum", "weight_decay", "warmup_epochs")
+        name: getattr(config, name)
+        for name in ("epochs", "learning_rate", "momentum", "weight_decay", "warmup_epochs", "schedule")
     }
     return {
         "pixels": Config(**images, encoder="pixels", epochs=0),

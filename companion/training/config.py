@@ -16,9 +16,11 @@ TRAINING_VERSION = 2
 
 EMBEDDED = "eurosat-subset"  # the data set that lies in the repository
 DATASETS = (
-    EMBEDDED, "eurosat", "fashion-mnist", "cifar10", "cifar100", "svhn", "stl10", "imagefolder:PATH",
+    EMBEDDED, "eurosat", "fashion-mnist", "cifar10", "cifar100", "svhn", "stl10", "stl10-unlabelled",
+    "imagefolder:PATH",
 )  # fmt: skip
 STORAGE = ("memory", "files")
+SCHEDULES = ("cosine", "steps")
 PRECISIONS = ("32-true", "bf16-mixed")
 ACCELERATORS = ("auto", "cpu", "cuda", "mps")
 NEIGHBOURS = 5  # that vote on an image when a run is measured, so the fewest to train on
@@ -45,16 +47,17 @@ class Config(Settings):
     # Model
     encoder: str = "small"
     width: int = 24  # channels of the small net's first layer
-    projector_hidden: int = 256
+    projector_hidden: int = 256  # 0: the projector is one linear map
     projector_dim: int = 128  # the theory's d
 
-    # Optimisation: SGD with momentum, lr = learning_rate * batch_size / 256, linear warm-up, then cosine to 0.
+    # Optimisation: SGD with momentum, lr = learning_rate * batch_size / 256, linear warm-up, then the schedule.
     batch_size: int = 128  # the optimiser's batch M, in instances (2M views)
     epochs: int = 8  # 0: the untrained network
     learning_rate: float = 0.5
     momentum: float = 0.9
     weight_decay: float = 1e-4
     warmup_epochs: int = 1
+    schedule: str = "cosine"  # to 0; or "steps": a tenth of it after each milestone of the loop
     calibrate_batch_norm: bool = False  # take its statistics from an epoch of views at the end: of untrained networks
 
     measured_pairs: int = 2000  # positive pairs behind the reported similarity statistics; the papers take 5,000
@@ -69,6 +72,7 @@ class Config(Settings):
                 raise CompanionError(f"storage is 'files' and dataset {self.dataset!r}: expected an imagefolder:PATH.")
         choose(self.storage, STORAGE, "storage")
         choose(self.encoder, ENCODERS, "encoder")
+        choose(self.schedule, SCHEDULES, "schedule")
         choose(self.precision, PRECISIONS, "precision")
         choose(self.accelerator, ACCELERATORS, "accelerator")
         for name, registry in (("augmentation", AUGMENTATIONS), ("method", METHODS)):
@@ -76,7 +80,7 @@ class Config(Settings):
                 raise CompanionError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(registry)}.")
         for name, least in (
             ("image_size", 8), ("n_train", NEIGHBOURS), ("n_validation", 0), ("width", 1),
-            ("projector_hidden", 1), ("projector_dim", 2), ("batch_size", 2), ("epochs", 0), ("measured_pairs", 2),
+            ("projector_hidden", 0), ("projector_dim", 2), ("batch_size", 2), ("epochs", 0), ("measured_pairs", 2),
             ("warmup_epochs", 0), ("seed", 0),
         ):  # fmt: skip
             whole(getattr(self, name), name, least=least)

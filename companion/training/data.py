@@ -34,6 +34,7 @@ _TORCHVISION = {  # name → class, keyword arguments of the training and of the
     "cifar100": (torchvision.datasets.CIFAR100, {"train": True}, {"train": False}),
     "svhn": (torchvision.datasets.SVHN, {"split": "train"}, {"split": "test"}),
     "stl10": (torchvision.datasets.STL10, {"split": "train"}, {"split": "test"}),
+    "stl10-unlabelled": (torchvision.datasets.STL10, {"split": "train+unlabeled"}, {"split": "test"}),
 }
 EUROSAT_TEST = 5  # one image in five of each class, since the authors give no split of their own
 
@@ -94,6 +95,11 @@ class Data:
     test: Split | FileSplit
     identity: str
 
+    @property
+    def labelled(self) -> Split | FileSplit:
+        """The training images that have a label: of ``stl10-unlabelled`` most have none, which is written -1."""
+        return self.train.subset(torch.where(self.train.labels >= 0)[0])
+
 
 def load(name: str, *, image_size: int, n_train: int, n_validation: int = 0, storage: str = "memory") -> Data:
     """Load a data set, resized to ``image_size`` and cut to ``n_train`` + ``n_validation`` training images.
@@ -106,7 +112,7 @@ def load(name: str, *, image_size: int, n_train: int, n_validation: int = 0, sto
             folders.
         image_size: pixels a side; images are resized so and centre-cropped to a square.
         n_train: images to train on.
-        n_validation: images to hold out of them.
+        n_validation: images to hold out of them; those without a label are left out then.
         storage: ``memory``, or ``files`` to leave an image folder on the disk.
 
     Raises:
@@ -122,7 +128,7 @@ def load(name: str, *, image_size: int, n_train: int, n_validation: int = 0, sto
     order = _stratified(torch.arange(len(train)), wanted, train.labels)
     chosen = _stratified(order, n_train, train.labels[order])
     held_out = order[~torch.isin(order, chosen)]
-    return Data(train.subset(chosen), train.subset(held_out), test, identity(name))
+    return Data(train.subset(chosen), train.subset(held_out[train.labels[held_out] >= 0]), test, identity(name))
 
 
 @functools.lru_cache

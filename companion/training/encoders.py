@@ -4,7 +4,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-LEARNED = ("small", "resnet18", "resnet50")
+from companion.errors import CompanionError
+
+LEARNED = ("small", "small_alexnet", "resnet18", "resnet50")
 FIXED = ("pixels", "colour_moments")  # baselines: what the images say without a network
 ENCODERS = LEARNED + FIXED
 
@@ -42,7 +44,9 @@ class ColourMoments(nn.Module):
 
 
 def projector(features: int, hidden: int, dim: int) -> nn.Module:
-    """The papers' head: two layers with batch norm between."""
+    """The papers' head: two layers with batch norm between; with ``hidden`` 0 a linear layer alone."""
+    if hidden == 0:
+        return nn.Linear(features, dim)
     return nn.Sequential(
         nn.Linear(features, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim)
     )
@@ -59,6 +63,35 @@ def small(channels: int, width: int) -> tuple[nn.Module, int]:
             nn.ReLU(inplace=True),
         ]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), widths[-1]
+
+
+def small_alexnet(channels: int, image_size: int) -> tuple[nn.Module, int]:
+    """Wang & Isola's (2020) network for STL-10 without its last layer, which ``projector_hidden=0`` puts on top of it:
+    five convolutions, 64×64 → 7×7 pixels, and two linear layers of 4,096, batch norm after each; the probes see fc7.
+
+    Convolutions and linear layers start normal with a standard deviation of .02, as in the authors' code.
+
+    Raises:
+        CompanionError: for images below 15 pixels a side, of which three poolings leave nothing.
+    """
+    if image_size < 15:
+        raise CompanionError(f"image_size is {image_size}: expected 15 or more for small_alexnet, which pools thrice.")
+    layers, before, side = [], channels, image_size
+    for width, pools in ((96, True), (192, True), (384, False), (384, False), (192, True)):
+        layers += [
+            nn.Conv2d(before, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        ]  # fmt: skip
+        if pools:
+            layers.append(nn.MaxPool2d(3, 2))
+            side = (side - 3) // 2 + 1
+        before = width
+    layers.append(nn.Flatten())
+    for features in (before * side**2, 4096):
+        layers += [nn.Linear(features, 4096, bias=False), nn.BatchNorm1d(4096), nn.ReLU(inplace=True)]
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.normal_(layer.weight, std=0.02)
+    return nn.Sequential(*layers), 4096
 
 
 def resnet(name: str, channels: int, image_size: int) -> tuple[nn.Module, int]:
@@ -83,6 +116,8 @@ def encoder(config, channels: int) -> tuple[nn.Module, int]:
         return ColourMoments(), channels * (2 * channels + 3)
     if config.encoder == "small":
         return small(channels, config.width)
+    if config.encoder == "small_alexnet":
+        return small_alexnet(channels, config.image_size)
     return resnet(config.encoder, channels, config.image_size)
 
 

@@ -16,17 +16,20 @@ from companion.training.config import Config
 from companion.training.methods import Method
 from companion.training.sources import Views, seed
 
+MILESTONES = (155 / 200, 170 / 200, 185 / 200)  # shares of the epochs, as Wang & Isola (2020) train on STL-10
+
 
 def train(
     method: Method, source: Views, config: Config, *, fabric: Fabric | None = None, checkpoint: Path | None = None,
     track: Callable[[Method], dict[str, float]] = lambda method: {},
 ) -> list[dict]:  # fmt: skip
-    """Train ``method`` in place on the batches of ``source``, by SGD with momentum and a cosine schedule.
+    """Train ``method`` in place on the batches of ``source``, by SGD with momentum, on the schedule of
+    :func:`learning_rate`.
 
     Args:
         method: what is trained, and for what.
         source: where batches come from.
-        config: epochs, learning rate, momentum, weight decay and seed.
+        config: epochs, learning rate and its schedule, momentum, weight decay and seed.
         fabric: device and precision; default: the CPU in float32.
         checkpoint: a file to save to after every epoch and to resume from.
         track: numbers to note of the method after every epoch.
@@ -68,11 +71,14 @@ def train(
 
 
 def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
-    """Linear warm-up to ``learning_rate · M / 256``, then half a cosine to 0 (Loshchilov & Hutter 2017)."""
+    """Linear warm-up to ``learning_rate · M / 256``, then half a cosine to 0 (Loshchilov & Hutter 2017); or ``steps``:
+    that rate, and a tenth of it from each of :data:`MILESTONES` on, rounded to whole epochs."""
     peak = config.learning_rate * config.batch_size / 256
     warmup, total = config.warmup_epochs * steps_per_epoch, config.epochs * steps_per_epoch
     if step < warmup:
         return peak * (step + 1) / warmup
+    if config.schedule == "steps":
+        return peak * 0.1 ** sum(step >= round(share * config.epochs) * steps_per_epoch for share in MILESTONES)
     return peak * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
 
 

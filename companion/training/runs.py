@@ -67,7 +67,7 @@ class Run:
 
     def two_views(self) -> tuple[Tensor, Tensor, Tensor]:
         """Projections u, v (k, d) of two augmented views of k training images, and their labels (k,)."""
-        return two_views(self.method(), self.config, self.data().train, self.config.measured_pairs)
+        return two_views(self.method(), self.config, self.data().labelled, self.config.measured_pairs)
 
     def _read(self, name: str, parse):
         return _read(self.path / name, parse)
@@ -180,8 +180,10 @@ def measure(method: Method, config: Config, images: data.Data) -> dict[str, floa
     Similarity statistics, alignment and uniformity on the projections of augmented training images, as the papers have
     it; probes and tolerance on the encoder's features of unaugmented images. Accuracies are in [0, 1].
     """
-    u, v, y = two_views(method, config, images.train, config.measured_pairs)
-    (train, y_train), validation, test = (features(method, s) for s in (images.train, images.validation, images.test))
+    u, v, y = two_views(method, config, images.labelled, config.measured_pairs)
+    (train, y_train), validation, test = (
+        features(method, s) for s in (images.labelled, images.validation, images.test)
+    )
     held_out = [s for s in (validation, test) if len(s[1])]
     if config.encoder in encoders.FIXED:
         linear = baseline_probe(train, y_train, *held_out)

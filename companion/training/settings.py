@@ -19,6 +19,7 @@ class Settings:
     """
 
     name: ClassVar[str] = ""  # under which a registry knows it
+    unlabelled: ClassVar[bool] = False  # of a method: whether it trains on images without a label too
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

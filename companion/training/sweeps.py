@@ -114,8 +114,8 @@ def _train(config: Config, final: Path) -> None:
     fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
     images, method = load_data(config), initial(config)
     source = Views(
-        images.train, config.augmentation.build(config.image_size), config.batch_size,
-        seed=config.seed, device=fabric.device,
+        images.train if config.method.unlabelled else images.labelled,
+        config.augmentation.build(config.image_size), config.batch_size, seed=config.seed, device=fabric.device,
     )  # fmt: skip
 
     def track(method) -> dict[str, float]:

@@ -422,14 +422,9 @@ def test_every_claim_of_the_ledger_is_sound():
             assert entry.kind == "trained", entry.id
 
 
-TO_COME = {"04_temperature", "05_alignment_uniformity"}  # notebooks that claims already name
-
-
-def test_every_claim_has_a_notebook_that_exists_or_is_to_come():
+def test_every_claim_has_a_notebook():
     written = {path.stem for path in (paths.ROOT / "notebooks").glob("*.ipynb")}
-    named = {entry.notebook for entry in ledger.load().values()}
-    assert named <= written | TO_COME
-    assert not written & TO_COME
+    assert {entry.notebook for entry in ledger.load().values()} <= written
 
 
 def test_every_trained_claim_was_foretold_before_it_was_measured():

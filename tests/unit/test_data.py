@@ -14,7 +14,7 @@ from PIL import Image
 
 from companion import paths
 from companion.errors import CompanionError
-from companion.training import data
+from companion.training import baselines, data, run, table
 from companion.training.config import EMBEDDED
 
 FILE = paths.ROOT / "data" / "eurosat-subset.jpg"
@@ -165,20 +165,54 @@ def test_torchvision_svhn_from_files_that_are_there(tmp_path, monkeypatch):
     assert loaded.test.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0] * 2  # the digit 0 is stored as 10
 
 
-def test_torchvision_stl10_from_files_that_are_there(tmp_path, monkeypatch):
+@pytest.fixture
+def stl10(tmp_path, monkeypatch):
+    """Twelve images in STL-10's own format, for training, for testing, and without labels; their pixels."""
     folder = tmp_path / "stl10_binary"
     folder.mkdir()
     generator = np.random.default_rng(0)
     pixels = generator.integers(256, size=(12, 3, 96, 96), dtype=np.uint8)  # channel, row, column
-    for split in ("train", "test"):
+    for split in ("train", "test", "unlabeled"):
         (folder / f"{split}_X.bin").write_bytes(pixels.transpose(0, 1, 3, 2).tobytes())  # stored column by column
+    for split in ("train", "test"):
         (folder / f"{split}_y.bin").write_bytes((np.arange(12) % 3 + 1).astype(np.uint8).tobytes())
     (folder / "class_names.txt").write_text("a\nb\nc\n")
     monkeypatch.setattr(data._TORCHVISION["stl10"][0], "_check_integrity", lambda self: True)
     monkeypatch.setenv("CONTRASTIVE_DATA", str(tmp_path))
+    return pixels
+
+
+def test_torchvision_stl10_from_files_that_are_there(stl10):
+    pixels = stl10
     loaded = data.load("stl10", image_size=96, n_train=12)
     assert (loaded.train.images.numpy() == pixels).all()
     assert loaded.test.labels.tolist() == [0, 1, 2] * 4
+
+
+def test_images_without_a_label_are_trained_on_and_not_probed(stl10):
+    loaded = data.load("stl10-unlabelled", image_size=96, n_train=24)
+    assert (loaded.train.images.numpy() == np.concatenate([stl10, stl10])).all()
+    assert loaded.train.labels.tolist() == [0, 1, 2] * 4 + [-1] * 12
+    assert (loaded.labelled.images.numpy() == stl10).all()
+    assert loaded.labelled.labels.tolist() == loaded.test.labels.tolist() == [0, 1, 2] * 4
+    cut = data.load("stl10-unlabelled", image_size=16, n_train=16, n_validation=8)
+    assert (cut.train.labels >= 0).sum() == 8
+    assert len(cut.validation) == 4
+    assert (cut.validation.labels >= 0).all()
+
+
+def test_a_run_takes_all_images_and_its_probe_and_baseline_the_labelled_ones(stl10, results, tiny, monkeypatch):
+    monkeypatch.setitem(baselines.__globals__, "BATCH_SIZE", 4)
+    config = tiny.replace(
+        dataset="stl10-unlabelled", n_train=24, n_validation=0, batch_size=8, epochs=1, warmup_epochs=0,
+        loss="align_uniform", schedule="steps", measured_pairs=12, projector_hidden=0,
+    )  # fmt: skip
+    found = run(config)
+    assert found.history["step"].tolist() == [3]
+    assert sorted(found.two_views()[2].tolist()) == sorted([0, 1, 2] * 4)
+    assert run(baselines(config)["supervised"]).history["step"].tolist() == [3]  # 12 images in batches of 4
+    row = table([found]).iloc[0]
+    assert row[["linear_accuracy", "supervised_accuracy", "pixels_accuracy"]].between(0, 1).all()
 
 
 def test_a_data_set_that_is_nowhere_says_where_it_was_looked_for(tmp_path, results, monkeypatch):

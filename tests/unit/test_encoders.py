@@ -8,6 +8,7 @@ import torch
 import torchvision
 from sklearn.preprocessing import PolynomialFeatures
 
+from companion.errors import CompanionError
 from companion.training import Config, encoders
 
 
@@ -24,6 +25,8 @@ def parameters(module):
         (Config(encoder="resnet18", image_size=32), 3, 512),
         (Config(encoder="resnet18", image_size=64), 1, 512),
         (Config(encoder="resnet50", image_size=32), 3, 2048),
+        (Config(encoder="small_alexnet", image_size=64, projector_hidden=0), 3, 4096),
+        (Config(encoder="small_alexnet", image_size=15), 1, 4096),
         (Config(encoder="pixels"), 3, 768),
         (Config(encoder="colour_moments"), 3, 27),
         (Config(encoder="colour_moments"), 1, 5),
@@ -36,6 +39,33 @@ def test_encoders_have_the_shapes_they_promise(config, channels, features):
         assert model.encoder(images).shape == (2, features)
         assert model(images).shape == (2, config.projector_dim)
     assert encoders.encoder(config, channels)[1] == features
+
+
+def test_the_small_alexnet_has_the_weights_that_wang_and_isola_count():
+    """By hand: 3×3 kernels without bias, scale and shift of batch norm, 192 · 7 · 7 inputs of fc6, fc8 with bias."""
+    convolutions = 9 * (3 * 96 + 96 * 192 + 192 * 384 + 384 * 384 + 384 * 192) + 2 * (96 + 192 + 384 + 384 + 192)
+    linear = 192 * 7 * 7 * 4096 + 4096 * 4096 + 2 * (4096 + 4096)
+    model = encoders.build(Config(encoder="small_alexnet", image_size=64, projector_hidden=0), 3)
+    assert parameters(model.encoder) == convolutions + linear
+    assert parameters(model.projector) == 4096 * 128 + 128
+    weights = [layer.weight for layer in model.encoder if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
+    assert [w.std().item() for w in weights] == pytest.approx([0.02] * 7, rel=0.1)
+    images, sides = torch.rand(2, 3, 64, 64), []
+    for layer in model.encoder[:18]:
+        images = layer(images)
+        sides.append(images.shape[-1])
+    assert sides == [64] * 3 + [31] * 4 + [15] * 10 + [7]
+
+
+def test_an_image_too_small_for_the_small_alexnet_is_told():
+    with pytest.raises(CompanionError, match="image_size is 14: expected 15 or more"):
+        encoders.build(Config(encoder="small_alexnet", image_size=14), 3)
+
+
+def test_without_a_hidden_layer_the_projector_is_linear():
+    model = encoders.build(Config(projector_hidden=0), 3)
+    assert isinstance(model.projector, torch.nn.Linear)
+    assert (model.projector.in_features, model.projector.out_features) == (96, 128)
 
 
 @pytest.mark.parametrize(("name", "published"), [("resnet18", 11_689_512), ("resnet50", 25_557_032)])

@@ -262,6 +262,33 @@ def test_the_learning_rate_rises_and_falls():
     assert all(a > b for a, b in itertools.pairwise(rates[20:]))
 
 
+@pytest.mark.parametrize(
+    ("epochs", "tenths"),
+    [
+        (200, [0] * 155 + [1] * 15 + [2] * 15 + [3] * 15),  # Wang & Isola's own
+        (20, [0] * 16 + [1] * 1 + [2] * 1 + [3] * 2),  # 15.5 rounds to 16, 18.5 to 18
+        (8, [0] * 6 + [1] * 1 + [3] * 1),
+        (1, [0]),
+    ],
+)
+def test_steps_divide_the_learning_rate_by_ten(epochs, tenths):
+    config = Config(batch_size=768, learning_rate=0.12, epochs=epochs, warmup_epochs=0, schedule="steps")
+    found = [learning_rate(config, step, 3) for step in range(3 * epochs)]
+    assert found == pytest.approx([0.36 / 10**k for k in tenths for _ in range(3)], rel=1e-12)
+    warm = config.replace(warmup_epochs=1)
+    assert [learning_rate(warm, step, 3) for step in range(3)] == pytest.approx([0.12, 0.24, 0.36], rel=1e-12)
+    assert [learning_rate(warm, step, 3) for step in range(3, 3 * epochs)] == found[3:]
+
+
+def test_steps_are_those_of_torchs_scheduler():
+    config, optimizer = Config(epochs=40, warmup_epochs=0, schedule="steps"), torch.optim.SGD([torch.zeros(1)], lr=0.25)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[31, 34, 37])
+    for epoch in range(40):
+        assert learning_rate(config, 5 * epoch, 5) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+        optimizer.step()
+        schedule.step()
+
+
 def test_a_diverged_training_is_told_in_the_epoch_in_which_it_diverges(config):
     method = Line(sick=4)
     with pytest.raises(

@@ -26,6 +26,7 @@ class Contrastive(Settings):
     """``loss(temperature) + vrns · L_VRNS``, on sub-batches of ``loss_batch_size`` out of each batch."""
 
     name: ClassVar[str] = "contrastive"
+    unlabelled: ClassVar[bool] = True
     loss: str = "nt_xent"
     temperature: float = 0.2  # of SigLIP: 1 / scale; the spectral loss and those with a weight have none
     bias: float = -10.0  # of SigLIP
