@@ -50,12 +50,12 @@ def tables(r: Reading) -> dict[str, list[Row]]:
     if r.siglip:
         s = r.siglip
         rows = [
-            Row("phase of the optimum", s.phase, f"t = {s.scale:g}, bias = {s.bias:g}, n = {s.n:,}, both fixed"),
+            Row("phase of the optimum", s.phase, f"t = {s.scale:g}, bias = {s.bias:g}, n = {s.n:,}"),
             Row("s_pos, s_neg there", f"{s.s_pos:.4f}, {s.s_neg:.4g}", "over free embeddings, d ≥ n"),
         ]
         if s.aligned_below is not None:
             ends = f"{s.aligned_below:.3f}, {s.antipodal_above:.3f}"
-            rows.append(Row("phases end at a bias of", ends, "aligned up to the first, antipodal from the second"))
+            rows.append(Row("phases end at a bias of", ends, "largest aligned, smallest antipodal one"))
         found["SigLIP"] = rows
     if r.classes:
         c = r.classes
@@ -128,4 +128,4 @@ def _bound(value: float) -> str:
 
 
 def _share(part: float, total: float) -> str:
-    return f"{part:.4g} ({part / total:.0%})" if total else f"{part:.4g}"
+    return f"{part:.4g} ({part / total:.0%})" if total > 1e-15 else "0"  # less is rounding
