@@ -126,7 +126,9 @@ def _cone(r: Reading) -> Advice | None:
         f"The embeddings lie in a cone: the mean negative is {r.negative.mean:.4f}, where the full batch would have "
         f"{target}; the mean embeddings have length {r.u.mean_length:.3f} and {r.v.mean_length:.3f}.",
         "A sharply peaked softmax looks at the nearest negatives alone and can leave such a cone: try a higher "
-        "temperature, or VRNS, which penalises the squared distance of the mean from -1/(n-1) besides the variance.",
+        "temperature, or VRNS, which penalises the squared distance of the mean from -1/(n-1) besides the variance. "
+        "Features behind a ReLU are never negative and lie in a cone before any training: of those, subtract the mean, "
+        "or read the projector's output.",
         NOTEBOOK_09,
         "Accuracy against temperature (Figure 3)",
     )
@@ -139,7 +141,9 @@ def _dimensions(r: Reading) -> Advice | None:
         return None
     return Advice(
         f"Dimensional collapse: {used} of {possible} possible dimensions carry 99 % of the energy (participation ratio "
-        f"{r.u.participation_ratio:.1f} and {r.v.participation_ratio:.1f}).",
+        f"{r.u.participation_ratio:.1f} and {r.v.participation_ratio:.1f}). The mean alone has "
+        f"{r.u.mean_length**2:.0%} and {r.v.mean_length**2:.0%} of it; without the mean the ratio is "
+        f"{r.u.centred_ratio:.1f} and {r.v.centred_ratio:.1f}.",
         "The participation ratio is 1/E[s²], so what lowers the mean square of the similarities raises it: larger "
         "batches, or VRNS. Read the encoder's output as well as the projector's; a projector may give up dimensions "
         "that the features keep. Labels with few classes can be the reason too.",

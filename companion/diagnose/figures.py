@@ -80,24 +80,33 @@ def _histograms(axes, r: Reading) -> str:
         heights = np.add.reduceat(np.append(counts[:high], 0), starts) / counts.sum() / np.diff(bounds)
         axes.stairs(heights, bounds, fill=True, color=colour, alpha=0.45)
         axes.stairs(heights, bounds, color=colour, linewidth=1.5, label=label)
-    axes.axvline(r.simplex, color=INK, linestyle=":", linewidth=1, label="-1/(n-1)")
-    axes.set(xlabel="cosine similarity", ylabel="density")
+    seen = bounds[0] <= r.simplex <= bounds[-1]
+    if seen:
+        axes.axvline(r.simplex, color=INK, linestyle=":", linewidth=1, label="-1/(n-1)")
+    axes.set(xlabel="cosine similarity", ylabel="density", xlim=(bounds[0], bounds[-1]))
     axes.legend(fontsize=9)
     return (
         f"Densities of cosine similarities. Positives: mean {r.positive.mean:.3f}, standard deviation "
         f"{r.positive.std:.3f}. Negatives across views: mean {r.negative.mean:.3f}, standard deviation "
-        f"{r.negative.std:.3f}; a dotted line marks the simplex, {r.simplex:.3g}."
+        f"{r.negative.std:.3f}. "
+        + (
+            f"A dotted line marks the simplex, {r.simplex:.3g}."
+            if seen
+            else f"The simplex, {r.simplex:.3g}, lies outside."
+        )
     )
 
 
 def _spectrum(axes, r: Reading) -> str:
-    for spread, colour, label in ((r.u, POSITIVE, "u"), (r.v, NEGATIVE, "v")):
+    for spread, colour, label, width in ((r.u, POSITIVE, "u", 4), (r.v, NEGATIVE, "v", 1.5)):  # so that both are seen
         values = np.array(spread.singular_values)
         values[values < 1e-7] = np.nan  # the square root of rounding, no dimension
-        axes.plot(np.arange(1, len(values) + 1), values, ".-", color=colour, markersize=4, linewidth=1.2, label=label)
-        axes.axvline(spread.energy_dimensions, color=colour, linestyle="--", linewidth=1)
+        axes.plot(np.arange(1, len(values) + 1), values, ".-", color=colour, markersize=4, linewidth=width, label=label)
+        axes.axvline(spread.energy_dimensions, color=colour, linestyle="--", linewidth=width / 2)
     axes.axhline(r.dimension**-0.5, color=INK, linestyle=":", linewidth=1, label="evenly spread")
     axes.set(xlabel="number of the singular value", ylabel="singular value / √n", yscale="log")
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, high / 20), high)  # a decade at least, or an even spectrum looks steep
     axes.legend(fontsize=9)
     return (
         f"Singular values of u and v in falling order, on a logarithmic scale, from {r.u.singular_values[0]:.3f} and "

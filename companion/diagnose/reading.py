@@ -26,9 +26,8 @@ class Spread(NamedTuple):
     uniformity: Uniformity  # Wang & Isola (2020, Eq. 5), t = 2
     mean_length: float  # ‖mean embedding‖ in [0, 1]; 1 is collapse to a point
     participation_ratio: float  # 1/E[s²] over all ordered pairs, an embedding with itself included; in [1, min(n, d)]
-    effective_rank: (
-        float  # Roy & Vetterli (2007): exp of the entropy of the second moment's spectrum, in the same range
-    )
+    centred_ratio: float  # the same of the covariance, (tr Σ)²/tr Σ²: without the mean; 0 if there is nothing else
+    effective_rank: float  # Roy & Vetterli (2007): exp of the entropy of the second moment's spectrum; same range
     energy_dimensions: int  # how many singular values carry 99 % of the energy, the sum of their squares
     singular_values: tuple[float, ...]  # (d,) of the (n, d) matrix over √n, falling; their squares add up to 1
 
@@ -157,8 +156,8 @@ def diagnose(u, v, *, labels=None, n=None, scale=None, bias=None, max_pairs: int
     gap = (mean_u - mean_v).norm().item()
     seconds = [cov_u + mean_u.outer(mean_u), cov_v + mean_v.outer(mean_v)]
     seconds.append((seconds[0] + seconds[1]) / 2)
-    lengths = mean_u.norm(), mean_v.norm(), ((mean_u + mean_v) / 2).norm()
-    u_spread, v_spread, both_spread = map(_spread, sums.uniformity(found, total.positives), lengths, seconds)
+    middles = mean_u, mean_v, (mean_u + mean_v) / 2
+    u_spread, v_spread, both_spread = map(_spread, sums.uniformity(found, total.positives), middles, seconds)
     return Reading(
         pairs=pairs,
         dimension=u.dimension,
@@ -199,13 +198,16 @@ def _check_siglip(scale, bias) -> None:
         number(bias, "bias")
 
 
-def _spread(uniformity: Uniformity, mean_length: Tensor, second_moment: Tensor) -> Spread:
+def _spread(uniformity: Uniformity, mean: Tensor, second_moment: Tensor) -> Spread:
     energies = sums.spectrum(second_moment)
     present = energies[energies > 0]
+    covariance = second_moment - mean.outer(mean)
+    trace = covariance.trace().item()
     return Spread(
         uniformity=uniformity,
-        mean_length=mean_length.item(),
+        mean_length=mean.norm().item(),
         participation_ratio=float(1 / (energies**2).sum()),
+        centred_ratio=trace**2 / covariance.square().sum().item() if trace > 1e-14 else 0.0,  # else it is rounding
         effective_rank=float(math.exp(-(present * [math.log(x) for x in present]).sum())),
         energy_dimensions=int((energies.cumsum() < ENERGY - 1e-12).sum()) + 1,
         singular_values=tuple(map(float, energies**0.5)),

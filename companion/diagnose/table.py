@@ -35,6 +35,7 @@ def tables(r: Reading) -> dict[str, list[Row]]:
         ],
         "Dimensions": [
             Row("participation ratio", _three(r, "participation_ratio", ".1f"), f"u, v, both; d = {r.dimension}"),
+            Row("… without the mean", _three(r, "centred_ratio", ".1f"), "the same of the covariances"),
             Row("effective rank", _three(r, "effective_rank", ".1f"), "u, v, both; of the second moments"),
             Row("99 % of the energy in", _three(r, "energy_dimensions", "d"), "singular values of u, v, both"),
             Row("length of the mean", _three(r, "mean_length", ".3f"), "u, v, both; 0 is centred, 1 a point"),

@@ -78,6 +78,8 @@ def test_spectra_against_the_singular_value_decomposition(views):
         np.testing.assert_allclose(found.singular_values, values, atol=1e-12)
         energies = values**2
         assert found.participation_ratio == pytest.approx(1 / (z @ z.T).square().mean().item(), rel=1e-12)
+        about = (z - z.mean(dim=0)) @ (z - z.mean(dim=0)).T
+        assert found.centred_ratio == pytest.approx((about.trace() ** 2 / about.square().sum()).item(), rel=1e-10)
         assert found.effective_rank == pytest.approx(math.exp(-(energies * np.log(energies)).sum()), rel=1e-12)
         k = found.energy_dimensions
         assert energies[:k].sum() >= 0.99 > energies[: k - 1].sum()
@@ -146,7 +148,7 @@ def test_collapse_to_a_point_keeps_its_digits():
     r = diagnose(z, z)
     assert r.negative.mean == pytest.approx(1, abs=1e-14)
     assert r.negative.variance < 1e-28
-    assert r.u.participation_ratio == pytest.approx(1)
+    assert (r.u.participation_ratio, r.u.centred_ratio) == (pytest.approx(1), 0)
     assert (r.u.energy_dimensions, r.u.uniformity.value) == (1, pytest.approx(0, abs=1e-14))
     near = z.double() + 1e-6 * torch.randn(500, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     exact = 1 - torch.pdist(unit(near)).square() / 2  # from differences, which keep the digits of near pairs
