@@ -142,6 +142,12 @@ def test_it_logs_every_k_th_batch_of_the_training(lightning, tmp_path):
     assert not [name for name in rows(tmp_path)[0] if name.startswith("validation/")]
 
 
+def test_the_sanity_check_before_a_training_is_not_measured(lightning, tmp_path):
+    measured = []
+    fit(lightning, tmp_path, [SimilarityLogger(lambda *given: measured.append(1) or embeddings(*given), every=1)])
+    assert len(measured) == 2 * 6  # every batch of two epochs
+
+
 def test_tensorboard_gets_them_too(lightning, tmp_path):
     if not any(map(importlib.util.find_spec, ("tensorboard", "tensorboardX"))):
         pytest.skip("neither tensorboard nor tensorboardX is installed")

@@ -246,6 +246,9 @@ def test_a_page_that_fails_leaves_the_one_before(folder, monkeypatch):
     r = diagnose(U, V)
     page.write(r, folder / "page.html")
     before = (folder / "page.html").read_bytes()
+    with pytest.raises(CompanionError, match=r"u\.npy: expected a name that ends in \.html"):
+        page.write(r, folder / "u.npy")
+    np.testing.assert_array_equal(load(folder / "u.npy"), U.numpy())
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(CompanionError, match=r"Cannot write .*No space left.*Nothing was left half-written"):
         page.write(diagnose(U, U), folder / "page.html")
