@@ -1,0 +1,108 @@
+"""What a reading suggests: each finding where it is known to be there, and none where nothing is wrong."""
+
+import json
+
+import pytest
+import torch
+
+from companion import paths, theory
+from companion.diagnose import advice, diagnose, table
+
+
+def random(n, d, *, noise=0.3, seed=0):
+    u, e = torch.randn(2, n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return u, u + noise * e
+
+
+def clusters(n=600, d=64):
+    u, v = random(n, d)
+    y = torch.arange(n) % 4
+    return u + 16 * torch.eye(d)[y], v + 16 * torch.eye(d)[y], y
+
+
+def lead(a, b):
+    """What a finding begins with."""
+    return [item.finding.split(":")[0] for item in advice(diagnose(a, b))]
+
+
+def few_dimensions(z):
+    return torch.cat([z, torch.zeros(len(z), 48, dtype=z.dtype)], dim=1)
+
+
+CASES = {
+    "sound": (random(500, 16), ["Nothing stands out"]),
+    "the simplex": ((theory.simplex_etf(12, 11),) * 2, ["Nothing stands out"]),
+    "a point": ((torch.ones(50, 4), torch.ones(50, 4)), ["The embeddings have collapsed"]),
+    "rows out of order": (
+        (random(500, 16)[0], random(500, 16)[1].roll(1, 0)),
+        ["Positive pairs are no more alike than negative ones", "Positive pairs are weakly aligned, "],
+    ),
+    "a gap that separates": (
+        theory.shifted_simplex(40, 40, 0.4),
+        ["Excessive separation", "Modality gap"],
+    ),
+    "a cone": (tuple(z + 0.5 for z in random(500, 16)), ["The embeddings lie in a cone"]),
+    "few dimensions": (tuple(map(few_dimensions, random(500, 16))), ["Dimensional collapse"]),
+    "scatter": (
+        tuple(z * torch.tensor([9.0] + [1.0] * 63) for z in random(500, 64, noise=0.1)), ["The negatives scatter"]
+    ),
+    "weak positives": (random(2000, 64, noise=3), ["Positive pairs are weakly aligned, "]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_finding_is_made_where_it_is_there(case):
+    (u, v), expected = CASES[case]
+    found = lead(u, v)
+    assert len(found) == len(expected)
+    for sentence, start in zip(found, expected, strict=True):
+        assert sentence.startswith(start)
+
+
+def test_the_phase_of_siglip_is_a_finding_unless_it_is_the_aligned_one():
+    u, v = random(500, 16)
+    assert "Nothing" in advice(diagnose(u, v, scale=10, bias=-10))[0].finding
+    r = diagnose(u, v, scale=10, bias=-10, n=32768)
+    (found,) = advice(r)
+    assert found.finding.startswith("At scale 10 and bias -10 the optimum of SigLIP over 32,768 instances is partly")
+    assert f"a bias of {theory.siglip_boundaries(32768, 10)[0]:.3f} or less" in found.suggestion
+
+
+def test_scatter_that_is_class_structure_is_to_be_left():
+    u, v, y = clusters()
+    without, of_classes, of_noise = (
+        next(item for item in advice(diagnose(u, v, labels=labels)) if "scatter" in item.finding)
+        for labels in (None, y, y[torch.randperm(len(y), generator=torch.Generator().manual_seed(0))])
+    )
+    assert without.finding == of_noise.finding
+    assert "larger batch" in without.suggestion
+    assert "% of the variance is structure" in of_classes.finding
+    assert "would remove part of it" in of_classes.suggestion
+
+
+def test_a_finding_has_the_numbers_of_the_reading():
+    r = diagnose(*theory.shifted_simplex(40, 40, 0.4))
+    separation, gap = advice(r)
+    for number in (r.negative.mean, r.simplex, r.bound, r.bound_printed, r.positive.mean):
+        assert f"{number:.4f}" in separation.finding
+    assert f"{r.gap:.3f} apart" in gap.finding
+    assert "100%" in gap.finding
+
+
+def test_every_finding_leads_to_a_heading_of_a_notebook():
+    seen = [item for (u, v), _ in CASES.values() for item in advice(diagnose(u, v, scale=10, bias=12))]
+    u, v, y = clusters()
+    seen += advice(diagnose(u, v, labels=y))
+    assert len({item.section for item in seen}) >= 8
+    for item in seen:
+        cells = json.loads((paths.ROOT / item.notebook).read_text())["cells"]
+        lines = [line.strip() for cell in cells for line in cell["source"] if cell["cell_type"] == "markdown"]
+        assert {f"## {item.section}", f"### {item.section}"} & set(lines), item
+
+
+def test_the_table_says_how_far_and_does_not_divide_by_nothing():
+    assert "yes, by" in table.text(diagnose(*theory.shifted_simplex(10, 10, 0.4)))
+    assert "excessive separation     no " in table.text(diagnose(*random(50, 4)))
+    text = table.text(diagnose(torch.ones(9, 3), torch.ones(9, 3), labels=[0] * 9))
+    assert "same or different        0 " in text
+    assert "nan" not in text
