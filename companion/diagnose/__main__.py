@@ -1,4 +1,4 @@
-"""Read embeddings from files: ``python -m companion.diagnose u.npy v.npy --out page.html``."""
+"""Read embeddings from files: ``python -m companion.diagnose u.npy v.npy``."""
 
 import argparse
 import sys
@@ -20,7 +20,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--n", type=int, help="size of the training set, for its simplex and VRNS")
     parser.add_argument("--scale", type=float, help="SigLIP's scale, with --bias: its phase")
     parser.add_argument("--bias", type=float, help="SigLIP's bias, in its own sign (its start is -10)")
-    parser.add_argument("--out", metavar="PAGE.html", help="write a self-contained page (needs matplotlib)")
+    parser.add_argument(
+        "--out", metavar="PAGE.html", default="diagnosis.html",
+        help="the self-contained page that is written (default: %(default)s; needs matplotlib)",
+    )  # fmt: skip
+    parser.add_argument("--no-page", dest="out", action="store_const", const=None, help="print the table alone")
     parser.add_argument(
         "--sample", type=int, default=MAX_PAIRS, metavar="N",
         help="visit at most so many pairs for uniformity and histogram, at random beyond (default: %(default)s)",

@@ -202,6 +202,18 @@ def test_the_program_prints_a_table_and_writes_a_page_that_loads_nothing(folder)
     assert sorted(path.name for path in (folder / "new").iterdir()) == ["page.html"]
 
 
+def test_without_a_page_the_table_is_all(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    before = sorted(folder.iterdir())
+    assert main(["u.npy", "v.npy", "--no-page"]) == 0
+    assert "20 pairs of embeddings" in capsys.readouterr().out
+    assert sorted(folder.iterdir()) == before
+    pytest.importorskip("matplotlib")
+    assert main(["u.npy", "v.npy"]) == 0
+    assert capsys.readouterr().out.endswith("Written to diagnosis.html\n")
+    assert (folder / "diagnosis.html").is_file()
+
+
 def test_the_program_samples_as_it_is_told(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     np.save(folder / "u.npy", U.repeat(10, 1).numpy())
