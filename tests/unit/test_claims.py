@@ -256,8 +256,10 @@ def test_five_points_are_not_enough_and_every_run_counts_once(book):
     assert book.check("accuracy", observed, quantity="q", runs=runs(0.05, 0.0)) == NOT_LEARNT
     assert book.check("accuracy", observed, quantity="q", runs=runs(0.0501, 0.0)) == "reproduced"
     good, bad = runs(0.6, 0.4, "abc"), runs(0.2, 0.4, "de")  # .2, .2, .2, −.2, −.2: on average .04
-    assert book.check("accuracy", observed, quantity="q", runs=[good, bad]) == NOT_LEARNT
-    assert book.check("accuracy", observed, quantity="q", runs=[good, good, bad]) == NOT_LEARNT
+    assert book.check("accuracy", observed, quantity="q", runs=pd.concat([good, bad])) == NOT_LEARNT
+    assert book.check("accuracy", observed, quantity="q", runs=pd.concat([good, good, bad])) == NOT_LEARNT
+    assert book.check("accuracy", observed, quantity="q", runs=[bad, bad]) == NOT_LEARNT
+    assert book.check("accuracy", observed, quantity="q", runs=[bad, good]) == "reproduced"  # one side has learnt
     assert book.check("accuracy", observed, quantity="q", runs=[good]) == "reproduced"
 
 
