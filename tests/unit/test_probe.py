@@ -119,3 +119,28 @@ def test_the_probes_of_a_gpu_say_what_those_of_the_cpu_say(strength, normalise):
     (found,) = probe._score(probe._nearest(*train, 5), [test])
     assert (found == expected).all()
     assert 0.3 < expected.mean() < 1
+
+
+@pytest.mark.parametrize("strength", [0.01, 0.1])
+def test_of_two_classes_the_probe_of_a_gpu_has_the_penalty_of_the_cpus(strength):
+    """Unbalanced, and with features that go together, so that another penalty moves the boundary."""
+    g, n = torch.Generator().manual_seed(0), 4200
+    y, slope = (torch.rand(n, generator=g) < 0.25).long(), torch.linspace(0, 1, 10)
+    x = torch.randn(n, 10, generator=g) + 0.8 * torch.randn(n, 1, generator=g) * (2 * slope - 1) + y[:, None] * slope
+    train, test = (x[:200], y[:200]), (x[200:], y[200:])
+    (expected,) = probe.linear_probe(*train, test, C=strength, normalise=False)
+    (found,) = probe._score(probe._linear(*train, strength, False), [test])
+    assert (found == expected).mean() > 0.995
+
+
+def test_a_tie_goes_to_the_first_class_on_a_gpu_too():
+    """And every image gets the vote of its own neighbours, whatever the number of images."""
+    g = torch.Generator().manual_seed(2)
+    x, y = torch.randn(200, 4, generator=g), torch.randint(0, 6, (200,), generator=g)
+    test = torch.randn(3000, 4, generator=g)
+    for k in (1, 2, 4, 5):
+        near = [int(label) for label in probe._nearest(x, y, k)(test)]
+        unit, others = (torch.nn.functional.normalize(part, dim=1) for part in (test, x))
+        for i in range(0, 3000, 97):
+            top = y[sorted(range(200), key=lambda j, i=i: -float(unit[i] @ others[j]))[:k]].tolist()
+            assert near[i] == max(sorted(set(top)), key=top.count), (i, k)
