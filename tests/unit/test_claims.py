@@ -313,6 +313,44 @@ def test_the_recorded_tier_decides_about_accuracy_and_stands_beside_the_rest(boo
     assert table.loc["trained", ["recorded", "recorded n"]].tolist() == ["0.9000 [0.8900, 0.9100]", 10]
 
 
+def test_recorded_runs_decide_nothing_about_an_accuracy_that_was_not_observed(book, results):
+    recorded = {"accuracy": {"value": 0.03, "low": 0.02, "high": 0.04, "n": 10, "verdict": "reproduced"}}
+    (results / "reference" / "smoke").mkdir(parents=True)
+    (results / "reference" / "smoke" / "claims.json").write_text(json.dumps(recorded))
+    assert book.deciding() == {}
+    assert book.table(everything=True).loc["accuracy", ["recorded n", "verdict"]].tolist() == [10, "not yet"]
+
+
+def test_an_identity_has_no_recorded_value_beside_it(book, results):
+    """It is no measurement: it holds here or it does not."""
+    recorded = {"formula": {"value": 0.0, "low": 0.0, "high": 0.0, "n": 1, "verdict": "reproduced"}}
+    (results / "reference" / "smoke").mkdir(parents=True)
+    (results / "reference" / "smoke" / "claims.json").write_text(json.dumps(recorded))
+    book.check("formula", identity(1e-10), quantity="q")
+    assert book.table().loc["formula", ["recorded", "recorded n", "agrees"]].tolist() == ["", "", ""]
+
+
+def test_printed_are_the_verdicts_found_before_as_the_recorded_runs_decide_them(results, monkeypatch, capsys):
+    entries = {
+        "accuracy": claim(id="accuracy", accuracy=True, found={"cpu": "reproduced"}),
+        "trained": claim(id="trained", found={"cpu": "not reproduced"}),
+        "new": claim(id="new"),
+        "elsewhere": claim(id="elsewhere", found={"gpu": "reproduced"}),
+        "not checked": claim(id="not checked", found={"cpu": "reproduced"}),
+    }
+    for where in (module, ledger_module):
+        monkeypatch.setattr(where, "load", lambda: entries)
+    monkeypatch.setattr(paths, "reference", lambda: results / "reference")
+    (results / "reference" / "cpu").mkdir(parents=True)
+    record = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10, "verdict": "reproduced"}
+    (results / "reference" / "cpu" / "claims.json").write_text(json.dumps({"accuracy": record, "trained": record}))
+    book = Ledger(profiles.load("cpu"))
+    for id in ("accuracy", "trained", "new", "elsewhere"):
+        book.check(id, Observed(-1.0, -1.1, -0.9, 3), quantity="q", runs=runs())
+    book.print_verdicts()
+    assert capsys.readouterr().out.splitlines()[1:] == ["accuracy: reproduced", "trained: not reproduced"]
+
+
 def test_what_is_left_to_the_recorded_runs_is_tested_here_only_where_there_are_none(results, monkeypatch):
     id = "lee2025.fig4.dcl"
     assert load()[id].recorded_only

@@ -66,6 +66,9 @@ def test_without_a_hidden_layer_the_projector_is_linear():
     model = encoders.build(Config(projector_hidden=0), 3)
     assert isinstance(model.projector, torch.nn.Linear)
     assert (model.projector.in_features, model.projector.out_features) == (96, 128)
+    assert [type(layer) for layer in encoders.projector(96, 1, 8)] == [
+        torch.nn.Linear, torch.nn.BatchNorm1d, torch.nn.ReLU, torch.nn.Linear
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "published"), [("resnet18", 11_689_512), ("resnet50", 25_557_032)])
