@@ -14,7 +14,7 @@ from PIL import Image
 
 from companion import paths
 from companion.errors import CompanionError
-from companion.training import baselines, data, run, table
+from companion.training import baselines, data, run, runs, table
 from companion.training.config import EMBEDDED
 
 FILE = paths.ROOT / "data" / "eurosat-subset.jpg"
@@ -210,7 +210,14 @@ def test_a_run_takes_all_images_and_its_probe_and_baseline_the_labelled_ones(stl
         dataset="stl10-unlabelled", n_train=24, n_validation=0, batch_size=8, epochs=1, warmup_epochs=0,
         loss="align_uniform", schedule="steps", measured_pairs=12, projector_hidden=0,
     )  # fmt: skip
+    probed = []
+    for name in ("linear_probe", "knn"):
+        classify = getattr(runs.probe, name)
+        monkeypatch.setattr(
+            runs.probe, name, lambda x, y, *a, f=classify, **k: probed.append(y.tolist()) or f(x, y, *a, **k)
+        )
     found = run(config)
+    assert probed == [[0, 1, 2] * 4] * 2
     assert found.history["step"].tolist() == [3]
     assert sorted(found.two_views()[2].tolist()) == sorted([0, 1, 2] * 4)
     assert run(baselines(config)["supervised"]).history["step"].tolist() == [3]  # 12 images in batches of 4
