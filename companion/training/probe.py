@@ -73,6 +73,8 @@ def _linear(features: Tensor, labels: Tensor, C: float, normalise: bool):
     scale = torch.where(scale > 0, scale, 1)  # a constant feature says nothing
     x = (x - mean) / scale
     weight, bias = (x.new_zeros(shape, requires_grad=True) for shape in ((x.shape[1], classes), (classes,)))
+    # Of two classes scikit-learn fits w₁ − w₀ alone; where w₁ = −w₀, its square is twice the sum of theirs.
+    penalty = (2 if classes == 2 else 1) / (2 * C * len(x))
     optimizer = torch.optim.LBFGS(
         [weight, bias], max_iter=STEPS, tolerance_grad=TOLERANCE, tolerance_change=0, line_search_fn="strong_wolfe"
     )
@@ -80,7 +82,7 @@ def _linear(features: Tensor, labels: Tensor, C: float, normalise: bool):
     @torch.enable_grad()
     def objective() -> Tensor:
         optimizer.zero_grad()
-        value = F.cross_entropy(x @ weight + bias, labels) + weight.square().sum() / (2 * C * len(x))
+        value = F.cross_entropy(x @ weight + bias, labels) + penalty * weight.square().sum()
         value.backward()
         return value
 

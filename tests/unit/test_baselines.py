@@ -120,6 +120,11 @@ def test_a_table_has_a_row_a_run_with_its_config_its_metrics_and_its_baselines(q
 def test_a_table_without_baselines_trains_none_and_shows_no_accuracy(quick, results):
     rows = table([run(quick)], beside=False)
     assert rows["negative_variance"].tolist() == [run(quick).metrics["negative_variance"]]
+    measured = run(quick).metrics
+    assert {name for name in measured if name not in rows} == {
+        "linear_accuracy", "linear_low", "linear_high", "linear_validation_accuracy", "knn_accuracy", "knn_low",
+        "knn_high",
+    }  # fmt: skip
     assert not [name for name in rows if "accuracy" in name or name.startswith(("linear", "knn"))]
     assert len(list((results / "runs").glob("[!.]*"))) == 1
 

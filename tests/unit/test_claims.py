@@ -315,6 +315,44 @@ def test_the_recorded_tier_decides_about_accuracy_and_stands_beside_the_rest(boo
     assert table.loc["trained", ["recorded", "recorded n"]].tolist() == ["0.9000 [0.8900, 0.9100]", 10]
 
 
+def test_recorded_runs_decide_nothing_about_an_accuracy_that_was_not_observed(book, results):
+    recorded = {"accuracy": {"value": 0.03, "low": 0.02, "high": 0.04, "n": 10, "verdict": "reproduced"}}
+    (results / "reference" / "smoke").mkdir(parents=True)
+    (results / "reference" / "smoke" / "claims.json").write_text(json.dumps(recorded))
+    assert book.deciding() == {}
+    assert book.table(everything=True).loc["accuracy", ["recorded n", "verdict"]].tolist() == [10, "not yet"]
+
+
+def test_an_identity_has_no_recorded_value_beside_it(book, results):
+    """It is no measurement: it holds here or it does not."""
+    recorded = {"formula": {"value": 0.0, "low": 0.0, "high": 0.0, "n": 1, "verdict": "reproduced"}}
+    (results / "reference" / "smoke").mkdir(parents=True)
+    (results / "reference" / "smoke" / "claims.json").write_text(json.dumps(recorded))
+    book.check("formula", identity(1e-10), quantity="q")
+    assert book.table().loc["formula", ["recorded", "recorded n", "agrees"]].tolist() == ["", "", ""]
+
+
+def test_printed_are_the_verdicts_found_before_as_the_recorded_runs_decide_them(results, monkeypatch, capsys):
+    entries = {
+        "accuracy": claim(id="accuracy", accuracy=True, found={"cpu": "reproduced"}),
+        "trained": claim(id="trained", found={"cpu": "not reproduced"}),
+        "new": claim(id="new"),
+        "elsewhere": claim(id="elsewhere", found={"gpu": "reproduced"}),
+        "not checked": claim(id="not checked", found={"cpu": "reproduced"}),
+    }
+    for where in (module, ledger_module):
+        monkeypatch.setattr(where, "load", lambda: entries)
+    monkeypatch.setattr(paths, "reference", lambda: results / "reference")
+    (results / "reference" / "cpu").mkdir(parents=True)
+    record = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10, "verdict": "reproduced"}
+    (results / "reference" / "cpu" / "claims.json").write_text(json.dumps({"accuracy": record, "trained": record}))
+    book = Ledger(profiles.load("cpu"))
+    for id in ("accuracy", "trained", "new", "elsewhere"):
+        book.check(id, Observed(-1.0, -1.1, -0.9, 3), quantity="q", runs=runs())
+    book.print_verdicts()
+    assert capsys.readouterr().out.splitlines()[1:] == ["accuracy: reproduced", "trained: not reproduced"]
+
+
 def test_what_is_left_to_the_recorded_runs_is_tested_here_only_where_there_are_none(results, monkeypatch):
     id = "lee2025.fig4.dcl"
     assert load()[id].recorded_only
@@ -400,6 +438,89 @@ def test_the_forest_plot_has_a_row_for_each_observed_claim(book):
     assert "Never observed" not in words
     assert "0.500 [0.400, 0.600], n = 3" in words
     assert "n = 10, recorded" in words
+
+
+def drawn(*claims, records=(), recorded=()):
+    """The axes of a forest plot, and of each row its range and its intervals in places on the axes."""
+    from companion.course.forest import forest
+
+    (axes,) = forest(list(claims), dict(records), dict(recorded)).axes
+    rows = []
+    for row, band in enumerate(axes.collections):
+        ends = band.get_paths()[0].vertices[:, 0]
+        found = {"accepted": (ends.min(), ends.max())}
+        for line in axes.lines:
+            x, y = line.get_xdata(), line.get_ydata()
+            if len(x) and abs(y[0] - row) < 0.4:
+                name = {"o": "here", "D": "then"}.get(line.get_marker())
+                name = name or ("zero" if y[0] != y[1] else "interval here" if y[0] < row else "interval then")
+                found[name] = (*x, line.get_color()) if name != "zero" else x[0]
+        rows.append(found)
+    return axes, rows
+
+
+def record(value, low, high, verdict="reproduced"):
+    return {"value": value, "low": low, "high": high, "n": 3, "verdict": verdict}
+
+
+def test_a_row_of_the_forest_plot_is_drawn_to_one_scale_in_the_colours_of_its_verdicts():
+    from companion.course.figures import VERDICT_COLORS
+    from companion.course.forest import LEFT, RIGHT
+
+    _, (row,) = drawn(
+        claim(id="x", at_least=0.2, at_most=0.6),
+        records={"x": record(0.5, 0.3, 0.7, "inconclusive")},
+        recorded={"x": record(0.35, -0.25, 0.55, "not reproduced")},
+    )
+    here, then = VERDICT_COLORS["inconclusive"], VERDICT_COLORS["not reproduced"]
+    assert [row[name][-1] for name in ("here", "interval here", "then", "interval then")] == [here, here, then, then]
+    values = np.array([0, 0.2, 0.6, 0.5, 0.3, 0.7, 0.35, -0.25, 0.55])
+    places = np.array(
+        [row["zero"], *row["accepted"], row["here"][0], *row["interval here"][:2], row["then"][0],
+         *row["interval then"][:2]]
+    )  # fmt: skip
+    fitted = stats.linregress(values, places)
+    np.testing.assert_allclose(fitted.intercept + fitted.slope * values, places, atol=1e-9)
+    assert fitted.slope > 0
+    assert LEFT < places.min() < places.max() < RIGHT
+    assert places.max() - places.min() > 0.7 * (RIGHT - LEFT)
+
+
+@pytest.mark.parametrize("open_end", ["at_least", "at_most"])
+def test_a_range_that_is_open_reaches_the_end_of_its_row(open_end):
+    from companion.course.forest import LEFT, RIGHT
+
+    limits = {"at_least": {"at_least": -math.inf, "at_most": 0.3}, "at_most": {"at_least": 0.3, "at_most": math.inf}}
+    _, (row,) = drawn(claim(id="x", **limits[open_end]), records={"x": record(0.3, 0.2, 0.5)})
+    low, high = (LEFT, row["here"][0]) if open_end == "at_least" else (row["here"][0], RIGHT)
+    assert row["accepted"] == (pytest.approx(low), pytest.approx(high))
+
+
+def test_the_forest_plot_shows_what_is_left_to_the_recorded_runs_and_nothing_else_that_was_not_observed_here():
+    shown = [claim(id="left", statement="Left", recorded_only=True), claim(id="other", statement="Not observed")]
+    shown += [claim(id="not yet", statement="Not recorded", recorded_only=True)]
+    axes, rows = drawn(*shown, recorded={"left": record(0.5, 0.4, 0.6), "other": record(0.5, 0.4, 0.6)})
+    words = [text.get_text() for text in axes.texts]
+    assert "Left" in words
+    assert not {"Not observed", "Not recorded"} & set(words)
+    assert len(rows) == 1
+    assert "here" not in rows[0]
+    assert "0.500 [0.400, 0.600], n = 3, recorded" in words
+
+
+def test_the_forest_plot_says_what_was_published_and_tears_no_equation():
+    long = "In the small batches of this paper the variance is larger, at m = 32 and m = 64, than it is elsewhere"
+    axes, _ = drawn(claim(id="x", statement=long, published=".39 (m = 32)"), records={"x": record(0.5, 0.4, 0.6)})
+    words = [text.get_text() for text in axes.texts]
+    assert any("published: .39 (m\u00a0=\u00a032)" in text for text in words)
+    for length in (58, 60, 62, 64, 66):  # wherever the line ends
+        text = "x" * length + " y = 32 z"
+        axes, _ = drawn(claim(id="x", statement=text), records={"x": record(0.5, 0.4, 0.6)})
+        (found,) = [t.get_text() for t in axes.texts if t.get_text().startswith("xx")]
+        assert "y\u00a0=\u00a032" in found, length
+    (found,) = [text for text in words if text.startswith("In the small")]
+    assert found.replace("\n", " ").replace("\u00a0", " ") == long  # two lines hold it
+    assert found.count("\n") == 1
 
 
 ENDS_AT_ZERO = {

@@ -14,7 +14,7 @@ from PIL import Image
 
 from companion import paths
 from companion.errors import CompanionError
-from companion.training import baselines, data, run, table
+from companion.training import baselines, data, run, runs, table
 from companion.training.config import EMBEDDED
 
 FILE = paths.ROOT / "data" / "eurosat-subset.jpg"
@@ -176,6 +176,8 @@ def stl10(tmp_path, monkeypatch):
         (folder / f"{split}_X.bin").write_bytes(pixels.transpose(0, 1, 3, 2).tobytes())  # stored column by column
     for split in ("train", "test"):
         (folder / f"{split}_y.bin").write_bytes((np.arange(12) % 3 + 1).astype(np.uint8).tobytes())
+    darker = pixels // 2  # so that the test images are no others
+    (folder / "test_X.bin").write_bytes(darker.transpose(0, 1, 3, 2).tobytes())
     (folder / "class_names.txt").write_text("a\nb\nc\n")
     monkeypatch.setattr(data._TORCHVISION["stl10"][0], "_check_integrity", lambda self: True)
     monkeypatch.setenv("CONTRASTIVE_DATA", str(tmp_path))
@@ -194,6 +196,7 @@ def test_images_without_a_label_are_trained_on_and_not_probed(stl10):
     assert (loaded.train.images.numpy() == np.concatenate([stl10, stl10])).all()
     assert loaded.train.labels.tolist() == [0, 1, 2] * 4 + [-1] * 12
     assert (loaded.labelled.images.numpy() == stl10).all()
+    assert (loaded.test.images.numpy() == stl10 // 2).all()
     assert loaded.labelled.labels.tolist() == loaded.test.labels.tolist() == [0, 1, 2] * 4
     cut = data.load("stl10-unlabelled", image_size=16, n_train=16, n_validation=8)
     assert (cut.train.labels >= 0).sum() == 8
@@ -207,7 +210,14 @@ def test_a_run_takes_all_images_and_its_probe_and_baseline_the_labelled_ones(stl
         dataset="stl10-unlabelled", n_train=24, n_validation=0, batch_size=8, epochs=1, warmup_epochs=0,
         loss="align_uniform", schedule="steps", measured_pairs=12, projector_hidden=0,
     )  # fmt: skip
+    probed = []
+    for name in ("linear_probe", "knn"):
+        classify = getattr(runs.probe, name)
+        monkeypatch.setattr(
+            runs.probe, name, lambda x, y, *a, f=classify, **k: probed.append(y.tolist()) or f(x, y, *a, **k)
+        )
     found = run(config)
+    assert probed == [[0, 1, 2] * 4] * 2
     assert found.history["step"].tolist() == [3]
     assert sorted(found.two_views()[2].tolist()) == sorted([0, 1, 2] * 4)
     assert run(baselines(config)["supervised"]).history["step"].tolist() == [3]  # 12 images in batches of 4

@@ -57,6 +57,26 @@ def test_the_small_alexnet_has_the_weights_that_wang_and_isola_count():
     assert sides == [64] * 3 + [31] * 4 + [15] * 10 + [7]
 
 
+def test_the_small_alexnet_is_wang_and_isolas_by_hand():
+    """Convolution, batch norm, ReLU; the largest of 3×3 pixels, every second, after the first, second and fifth."""
+    net, _ = encoders.small_alexnet(3, 17)
+    weights = iter([layer.weight for layer in net if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)])
+    x = images = torch.rand(8, 3, 17, 17, generator=torch.Generator().manual_seed(0))
+
+    def normalised(x, dims):
+        variance, mean = torch.var_mean(x, dim=dims, correction=0, keepdim=True)
+        return ((x - mean) / (variance + 1e-5).sqrt()).clamp(min=0)
+
+    for pools in (True, True, False, False, True):
+        x = normalised(torch.nn.functional.conv2d(x, next(weights), padding=1), (0, 2, 3))
+        if pools:
+            x = x.unfold(2, 3, 2).unfold(3, 3, 2).amax(dim=(-2, -1))
+    x = x.reshape(8, -1)
+    for weight in weights:
+        x = normalised(x @ weight.T, (0,))
+    torch.testing.assert_close(net.train()(images), x, rtol=1e-3, atol=1e-3)
+
+
 def test_an_image_too_small_for_the_small_alexnet_is_told():
     with pytest.raises(CompanionError, match="image_size is 14: expected 15 or more"):
         encoders.build(Config(encoder="small_alexnet", image_size=14), 3)
@@ -66,6 +86,9 @@ def test_without_a_hidden_layer_the_projector_is_linear():
     model = encoders.build(Config(projector_hidden=0), 3)
     assert isinstance(model.projector, torch.nn.Linear)
     assert (model.projector.in_features, model.projector.out_features) == (96, 128)
+    assert [type(layer) for layer in encoders.projector(96, 1, 8)] == [
+        torch.nn.Linear, torch.nn.BatchNorm1d, torch.nn.ReLU, torch.nn.Linear
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "published"), [("resnet18", 11_689_512), ("resnet50", 25_557_032)])

@@ -119,3 +119,49 @@ def test_the_probes_of_a_gpu_say_what_those_of_the_cpu_say(strength, normalise):
     (found,) = probe._score(probe._nearest(*train, 5), [test])
     assert (found == expected).all()
     assert 0.3 < expected.mean() < 1
+
+
+@pytest.mark.parametrize("strength", [0.01, 0.1])
+@pytest.mark.parametrize(("classes", "n"), [(2, 200), (3, 200), (2, 12), (3, 12), (2, 3), (3, 4)])
+def test_the_probe_of_a_gpu_has_the_penalty_of_the_cpus_for_two_classes_and_for_more(classes, n, strength):
+    """Unbalanced, and with features that go together, so that another penalty moves the boundaries."""
+    g, k = torch.Generator().manual_seed(0), 4000
+    y = (torch.rand(n + k, generator=g) < 0.25).long() * torch.randint(1, classes, (n + k,), generator=g)
+    y[:classes] = torch.arange(classes)
+    slope = torch.linspace(0, 1, 10)
+    x = torch.randn(n + k, 10, generator=g) + 0.8 * torch.randn(n + k, 1, generator=g) * (2 * slope - 1)
+    x += torch.stack([0 * slope, slope, 1 - slope])[y]
+    train, test = (x[:n], y[:n]), (x[n:], y[n:])
+    (expected,) = probe.linear_probe(*train, test, C=strength, normalise=False)
+    (found,) = probe._score(probe._linear(*train, strength, False), [test])
+    assert (found == expected).mean() > 0.995
+
+
+def test_the_probe_of_a_gpu_is_fitted_where_gradients_are_off(blobs):
+    with torch.no_grad():
+        (found,) = probe._score(probe._linear(*blobs, 1.0, True), [blobs])
+    assert found.mean() > 0.95
+
+
+def test_features_that_lie_elsewhere_go_to_the_probes_of_a_gpu_with_every_option(monkeypatch):
+    x, y, asked = torch.empty(4, 2, device="meta"), torch.empty(4, device="meta"), []
+    for name in ("_linear", "_nearest"):
+        monkeypatch.setattr(probe, name, lambda *a, name=name: asked.append((name, *a[2:])))
+    monkeypatch.setattr(probe, "_score", lambda predict, tests: len(tests))
+    assert probe.linear_probe(x, y, (x, y), (x, y), C=0.3, normalise=False) == 2
+    assert probe.linear_probe(x, y, (x, y), C=3.0) == 1
+    assert probe.knn(x, y, (x, y), k=7) == 1
+    assert asked == [("_linear", 0.3, False), ("_linear", 3.0, True), ("_nearest", 7)]
+
+
+def test_a_tie_goes_to_the_first_class_on_a_gpu_too():
+    """And every image gets the vote of its own neighbours, whatever the number of images."""
+    g = torch.Generator().manual_seed(2)
+    x, y = torch.randn(200, 4, generator=g), torch.randint(0, 6, (200,), generator=g)
+    test = torch.randn(3000, 4, generator=g)
+    for k in (1, 2, 4, 5):
+        near = [int(label) for label in probe._nearest(x, y, k)(test)]
+        unit, others = (torch.nn.functional.normalize(part, dim=1) for part in (test, x))
+        for i in range(0, 3000, 97):
+            top = y[sorted(range(200), key=lambda j, i=i: -float(unit[i] @ others[j]))[:k]].tolist()
+            assert near[i] == max(sorted(set(top)), key=top.count), (i, k)

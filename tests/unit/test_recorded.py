@@ -73,6 +73,7 @@ def test_what_was_recorded_is_not_trained_again(quick, path, results, monkeypatc
     assert trained == [quick.replace(seed=1)]
     assert sorted(zip(found["loss"], found["seed"], strict=True)) == [("dcl", 0), ("nt_xent", 0), ("nt_xent", 1)]
     assert found[["linear_accuracy", "untrained_accuracy", "negative_variance"]].notna().all(axis=None)
+    assert found.index.tolist() == [0, 1, 2]
     assert len(recorded.table_of([quick], "cpu")) == 1
     assert len(recorded.table_of([], "cpu")) == 0
 
@@ -175,6 +176,31 @@ def test_a_run_counts_once_however_often_it_stands_there(three, path, capsys):
     assert len(recorded.matching([config, config.replace(loss="dcl")])) == 3
     told = capsys.readouterr().out
     assert [line.partition(" is")[0] for line in told.splitlines()] == ["runs.csv, line 5", "runs.csv, line 6"]
+
+
+def test_runs_are_taken_from_the_folder_that_is_named(three, path, monkeypatch):
+    text, config = three
+    other = path.parent.with_name("cpu-other") / "runs.csv"
+    other.parent.mkdir(parents=True)
+    other.write_text(text)
+    trained = []
+    monkeypatch.setattr(recorded, "sweep", lambda configs: trained.extend(configs) or [])
+    found = recorded.table_of([config.replace(seed=101), config.replace(loss="dcl", seed=100)], "cpu-other")
+    assert not trained
+    assert sorted(zip(found["loss"], found["seed"], strict=True)) == [("dcl", 100), ("nt_xent", 101)]
+    assert found.index.tolist() == [0, 1]
+    assert len(recorded.table_of([config.replace(seed=101)], "cpu")) == 0
+    assert trained == [config.replace(seed=101)]
+
+
+def test_a_run_whose_line_is_damaged_is_recorded_again_in_its_place(quick, path, capsys):
+    first, second = sweep([quick, quick.replace(seed=1)])
+    recorded.record([first, second], path)
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b'""seed"": 1', b'""seed"": 7'))
+    assert path.read_bytes() != before
+    assert recorded.record([first, second], path) == 2
+    assert path.read_bytes() == before
 
 
 def test_nothing_is_recorded_into_what_is_no_table(quick, path):
