@@ -26,10 +26,8 @@ def record(runs: Iterable[Run], path: Path) -> int:
 
     A run that it has stays as it is, for other results were computed from it: remove its line to record it again.
     """
-    runs = {run.key: run for run in runs}
-    read.cache_clear()  # another process may have added to it
-    for key in read(path).get("key", []):
-        runs.pop(key, None)
+    known = _known(path)
+    runs = {run.key: run for run in runs if run.key not in known}
     trained = table(run for run in runs.values() if run.config.epochs)
     beside = [column for column in trained if column.endswith("_accuracy") and column not in _measured(runs)]
     accuracies = trained.set_index("key")[beside] if len(trained) else pd.DataFrame()
@@ -41,15 +39,23 @@ def record(runs: Iterable[Run], path: Path) -> int:
         for key, run in sorted(runs.items())
     ]
     with store.lock(f"recorded-{path.parent.name}"):
-        old = _rows(path) if path.exists() else pd.DataFrame(columns=["key"])
+        old, known = _rows(path) if path.exists() else pd.DataFrame(columns=["key"]), _known(path)
+        rows = [row for row in rows if row["key"] not in known]  # another process may have added it meanwhile
         if not rows:
             return len(old)
-        whole = pd.concat([old[~old["key"].isin(runs)], pd.DataFrame(rows)]).sort_values("key")
+        added = pd.DataFrame(rows)
+        whole = pd.concat([old[~old["key"].isin(added["key"])], added]).sort_values("key")
         buffer = io.StringIO()
         whole.to_csv(buffer, index=False, float_format="%.7g", lineterminator="\n")
         store.write(path, buffer.getvalue())
     read.cache_clear()
     return len(whole)
+
+
+def _known(path: Path) -> set[str]:
+    """Keys of the runs that the file has now, whole."""
+    read.cache_clear()
+    return set(read(path).get("key", []))
 
 
 def matching(configs: Iterable[Config], folder: str = "cpu") -> pd.DataFrame:
