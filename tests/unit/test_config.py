@@ -236,10 +236,20 @@ augmentations = st.one_of(
         blur=share,
     ),
 )  # fmt: skip
-contrastives = st.builds(
-    Contrastive, loss=st.sampled_from(contrastive.LOSSES), temperature=positives, vrns=st.floats(0, 1e3),
-    bias=st.floats(-100, 100), heads=st.sampled_from([1, 2]), loss_batch_size=st.sampled_from([None, 2, 4, 8]),
-) | st.builds(Contrastive, loss=st.sampled_from(contrastive.WITHIN_VIEW), within_view=st.booleans())  # fmt: skip
+sub_batches = st.sampled_from([None, 2, 4, 8])
+free = [loss for loss in contrastive.LOSSES if loss not in ("hard_contrastive", "align_uniform")]
+contrastives = st.one_of(
+    st.builds(
+        Contrastive, loss=st.sampled_from(free), temperature=positives, vrns=st.floats(0, 1e3), bias=st.floats(-100, 100), heads=st.sampled_from([1, 2]),
+        loss_batch_size=sub_batches, weight=st.floats(0, 1e3),
+    ),
+    st.builds(Contrastive, loss=st.sampled_from(contrastive.WITHIN_VIEW), within_view=st.booleans()),
+    st.builds(
+        Contrastive, loss=st.sampled_from(contrastive.HARDEST), keep=st.integers(1, 3), temperature=positives,
+        loss_batch_size=st.sampled_from([None, 4, 8]), weight=st.floats(0, 1e3),
+    ),
+    st.builds(Contrastive, loss=st.just("align_uniform"), weight=st.floats(0, 1e3)),
+)  # fmt: skip
 labelleds = st.builds(
     Labelled, loss=st.sampled_from(labelled.WITH_MARGIN + labelled.WITH_TEMPERATURE), margin=st.floats(0, 10),
     temperature=positives,
