@@ -240,8 +240,8 @@ sub_batches = st.sampled_from([None, 2, 4, 8])
 free = [loss for loss in contrastive.LOSSES if loss not in ("hard_contrastive", "align_uniform")]
 contrastives = st.one_of(
     st.builds(
-        Contrastive, loss=st.sampled_from(free), temperature=positives, vrns=st.floats(0, 1e3), bias=st.floats(-100, 100), heads=st.sampled_from([1, 2]),
-        loss_batch_size=sub_batches, weight=st.floats(0, 1e3),
+        Contrastive, loss=st.sampled_from(free), temperature=positives, vrns=st.floats(0, 1e3),
+        bias=st.floats(-100, 100), heads=st.sampled_from([1, 2]), loss_batch_size=sub_batches, weight=st.floats(0, 1e3),
     ),
     st.builds(Contrastive, loss=st.sampled_from(contrastive.WITHIN_VIEW), within_view=st.booleans()),
     st.builds(
