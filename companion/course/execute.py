@@ -10,16 +10,15 @@ import tempfile
 import time
 from pathlib import Path
 
-import joblib
-import nbformat
-import papermill
-from nbclient.exceptions import DeadKernelError
-
 from companion import paths
 from companion.course import profiles
-from companion.errors import CompanionError, choose
-from companion.training.recorded import record
-from companion.training.runs import stored
+from companion.errors import CompanionError, choose, extra
+
+with extra("course"):
+    import joblib
+    import nbformat
+    import papermill
+    from nbclient.exceptions import DeadKernelError
 
 QUIET = ["--IPKernelApp.log_level=ERROR"]  # the kernel's notes on its transport are not the reader's
 
@@ -96,6 +95,9 @@ def main() -> int:
         print(f"{name} …", flush=True)
         used = execute(arguments.notebook, out, parameters)
         if not arguments.freeze and profile.name == "reference":
+            from companion.training.recorded import record  # torch takes seconds, and no other profile needs it here
+            from companion.training.runs import stored
+
             runs = (stored(paths.runs() / key, dataset=profile.base.dataset) for key in used)
             count = record(runs, paths.results() / profile.folder / "runs.csv")
             print(f"{name}: {count} runs are recorded", flush=True)

@@ -5,22 +5,25 @@ import io
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import ipywidgets
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
-import PIL.Image
-import seaborn as sns
 import torch
-from IPython.display import Image, Markdown, display
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from companion import store
+from companion.errors import extra
 from companion.ledger import NOT_LEARNT, VERDICTS, over_seeds
 from companion.similarity import cosine
 from companion.training import progress
+
+with extra("course"):
+    import ipywidgets
+    import matplotlib.pyplot as plt
+    import pandas as pd
+    import PIL.Image
+    import seaborn as sns
+    from IPython.display import Image, Markdown, display
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PALETTE = sns.color_palette("colorblind")
 VERDICT_COLORS = dict(zip((*VERDICTS, NOT_LEARNT), (PALETTE[2], PALETTE[1], PALETTE[3], PALETTE[7]), strict=True))

@@ -1,11 +1,17 @@
 """Profiles: one name for everything that scales an experiment up or down."""
 
+from __future__ import annotations
+
+import functools
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from companion.errors import CompanionError, choose, whole
-from companion.training import Config, SimCLR
+
+if TYPE_CHECKING:  # torch takes seconds, and the runner of a notebook needs no more than the profile's names
+    from companion.training import Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +19,9 @@ class Profile:
     """Settings that all notebooks share; which of them a notebook crosses with which is its own, see :meth:`pick`."""
 
     name: str
-    base: Config  # what every run of this profile starts from
+    accelerator: str = "cpu"
+    settings: dict = field(default_factory=dict)  # of every run, where they are not a Config's defaults
+    augmentation: dict = field(default_factory=dict)  # the same of SimCLR's augmentation
     seeds: tuple[int, ...] = (0, 1, 2)
     small_batch: int = 32  # m of the sweeps over other settings
     tests_as: str = ""  # the profile whose claims and grids it takes; itself, but for the recorded reference
@@ -22,6 +30,13 @@ class Profile:
 
     def __post_init__(self):
         object.__setattr__(self, "tests_as", self.tests_as or self.name)
+
+    @functools.cached_property
+    def base(self) -> Config:
+        """What every run of this profile starts from."""
+        from companion.training import Config, SimCLR
+
+        return Config(accelerator=self.accelerator, augmentation=SimCLR(**self.augmentation), **self.settings)
 
     @property
     def folder(self) -> str:
@@ -59,29 +74,34 @@ class Profile:
         return grids[choose(wanted, grids, "grid of profile")]
 
 
-_CIFAR = Config(
-    dataset="cifar10", image_size=32, n_train=45_000, n_validation=5_000, encoder="resnet18", projector_hidden=512,
-    learning_rate=0.3, augmentation=SimCLR(crop_scale=0.08, jitter=0.4, grayscale=0.2), batch_size=256,
-    measured_pairs=5000, precision="bf16-mixed", accelerator="cuda",
-)  # fmt: skip
-_CPU = Config(accelerator="cpu")
+_CIFAR = {
+    "dataset": "cifar10", "image_size": 32, "n_train": 45_000, "n_validation": 5_000, "encoder": "resnet18",
+    "projector_hidden": 512, "learning_rate": 0.3, "batch_size": 256, "measured_pairs": 5000,
+    "precision": "bf16-mixed",
+}  # fmt: skip
+_CIFAR_VIEWS = {"crop_scale": 0.08, "jitter": 0.4, "grayscale": 0.2}
 
 _PROFILES = {
     "smoke": Profile(
         name="smoke",
-        base=Config(n_train=128, n_validation=50, width=8, epochs=1, warmup_epochs=0, accelerator="cpu", batch_size=64),
+        settings={"n_train": 128, "n_validation": 50, "width": 8, "epochs": 1, "warmup_epochs": 0, "batch_size": 64},
     ),
-    "cpu": Profile(name="cpu", base=_CPU),
-    "gpu": Profile(name="gpu", base=_CIFAR.replace(epochs=15), small_batch=128),
+    "cpu": Profile(name="cpu"),
+    "gpu": Profile(
+        name="gpu", accelerator="cuda", settings=_CIFAR | {"epochs": 15}, augmentation=_CIFAR_VIEWS, small_batch=128
+    ),
     # The paper's n is all 50,000 training images, so none are left to choose hyperparameters on.
     "paper": Profile(
         name="paper",
-        base=_CIFAR.replace(dataset="cifar100", n_train=50_000, n_validation=0, epochs=200, warmup_epochs=10, blur=0.5),
+        accelerator="cuda",
+        settings=_CIFAR
+        | {"dataset": "cifar100", "n_train": 50_000, "n_validation": 0, "epochs": 200, "warmup_epochs": 10},
+        augmentation=_CIFAR_VIEWS | {"blur": 0.5},
         seeds=(0, 1, 2, 3, 4),
         small_batch=128,
     ),
     # The experiments of `cpu` with more seeds, other ones: what `make reference` records.
-    "reference": Profile(name="reference", base=_CPU, seeds=tuple(range(100, 110)), tests_as="cpu"),
+    "reference": Profile(name="reference", seeds=tuple(range(100, 110)), tests_as="cpu"),
 }
 NAMES = tuple(_PROFILES)
 
@@ -101,17 +121,18 @@ def load(name: str = "auto", *, dataset: str = "", seed: int = 0) -> Profile:
     if name == "auto":
         name = os.environ.get("CONTRASTIVE_PROFILE") or ("gpu" if _cuda() else "cpu")
     profile = _PROFILES[choose(name, NAMES, "profile")]
-    if profile.base.accelerator == "cuda" and not _cuda():
+    if profile.accelerator == "cuda" and not _cuda():
         raise CompanionError(
             f"Profile {name!r} needs a CUDA device and torch sees none: install a CUDA build, or use PROFILE=cpu."
         )
     whole(seed, "seed", least=0)
-    base, data_tag = profile.base, ""
+    seeds, data_tag = tuple(s + seed for s in profile.seeds), ""
     if dataset:
-        base, data_tag = base.replace(dataset=dataset), "-" + slug(dataset)
-    seeds = tuple(s + seed for s in profile.seeds)
+        profile = replace(profile, settings=profile.settings | {"dataset": dataset})
+        profile.config()  # an unknown data set is told here
+        data_tag = "-" + slug(dataset)
     tag = data_tag + (f"-seed{seed}" if seed else "")
-    return replace(profile, base=base, seeds=seeds, tag=tag, data_tag=data_tag)
+    return replace(profile, seeds=seeds, tag=tag, data_tag=data_tag)
 
 
 def slug(dataset: str) -> str:

@@ -136,7 +136,10 @@ def test_the_science_needs_torch_numpy_and_scipy_alone(module):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("module", "extra"), [("training", "train"), ("ledger", "course"), ("course", "course")])
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [("training", "train"), ("ledger", "course"), ("course.figures", "course"), ("course.execute", "course")],
+)
 def test_with_the_science_alone_the_rest_names_its_extra(module, extra):
     done = import_alone(module, everything_but(SCIENTIFIC))
     assert done.returncode != 0
@@ -173,7 +176,8 @@ def test_what_a_room_imports_stands_in_its_extra(room):
 @pytest.mark.parametrize(
     ("module", "missing", "extra"),
     [("training", "safetensors", "train"), ("training", "torchvision", "train"), ("ledger", "yaml", "course"),
-     ("course", "seaborn", "course"), ("course", "papermill", None)],
+     ("course.figures", "seaborn", "course"), ("course.execute", "papermill", "course"),
+     ("course.figures", "papermill", None)],
 )  # fmt: skip
 def test_what_is_missing_is_named_with_its_extra(module, missing, extra):
     done = import_alone(module, [missing])
@@ -183,6 +187,12 @@ def test_what_is_missing_is_named_with_its_extra(module, missing, extra):
         assert done.returncode != 0
         assert f"pip install 'contrastive-companion[{extra}]'" in done.stderr
         assert missing in done.stderr
+
+
+def test_the_runner_of_a_notebook_starts_without_torch():
+    """It would take seconds before each kernel, which imports torch anyway."""
+    done = import_alone("course.execute", ["torch"])
+    assert done.returncode == 0, done.stderr
 
 
 INSTALLED = """
