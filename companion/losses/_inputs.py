@@ -65,9 +65,11 @@ def check_labels(y: Tensor, z: Tensor) -> None:
         given = f"dtype {y.dtype}" if isinstance(y, Tensor) else f"type {type(y).__name__}"
         raise CompanionError(f"y has {given}: expected a torch.Tensor of whole numbers, one label per embedding.")
     if y.shape != z.shape[:1]:
-        raise CompanionError(f"y has shape {tuple(y.shape)} and z {tuple(z.shape)}: expected y of shape {(len(z),)}.")
+        raise CompanionError(
+            f"y has shape {tuple(y.shape)} and the embeddings {tuple(z.shape)}: expected y of shape {(len(z),)}."
+        )
     if y.device != z.device:
-        raise CompanionError(f"y lies on {y.device} and z on {z.device}: move both to one device.")
+        raise CompanionError(f"y lies on {y.device} and the embeddings on {z.device}: move both to one device.")
 
 
 def check_queue(queue: Tensor, u: Tensor) -> None:
@@ -124,8 +126,8 @@ def _check(arguments: dict) -> None:
         check_views(arguments["u"], arguments["v"], least=1 if queued else 2)
     else:
         check_embeddings("z", arguments["z"])
-    if "y" in arguments:
-        check_labels(arguments["y"], arguments["z"])
+    if arguments.get("y") is not None:
+        check_labels(arguments["y"], arguments.get("z", arguments.get("u")))
     if queued:
         check_queue(arguments["queue"], arguments["u"])
 

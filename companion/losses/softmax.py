@@ -12,7 +12,7 @@ from torch import Tensor
 from companion.errors import CompanionError, choose, positive, whole
 from companion.losses import tiled
 from companion.losses._inputs import loss, not_negative
-from companion.losses._pairs import SameInstance, log1p_exp, log_sum_exp, log_sum_exp_both_ways, total
+from companion.losses._pairs import SameInstance, SameLabel, log1p_exp, log_sum_exp, log_sum_exp_both_ways, total
 from companion.similarity import cosine
 
 
@@ -75,7 +75,9 @@ def clip(
 
 
 @loss
-def nt_xent(u: Tensor, v: Tensor, *, temperature: float, similarity=cosine, tile: int | None = None) -> Tensor:
+def nt_xent(
+    u: Tensor, v: Tensor, *, temperature: float, y: Tensor | None = None, similarity=cosine, tile: int | None = None
+) -> Tensor:
     """NT-Xent, the loss of SimCLR (Chen et al. 2020, Eq. 1); Lee et al. (2025): (c₁, c₂) = (1, 1).
 
     Each of the 2n views picks its twin among the 2n - 1 other views.
@@ -84,15 +86,17 @@ def nt_xent(u: Tensor, v: Tensor, *, temperature: float, similarity=cosine, tile
         u: (n, d) first view.
         v: (n, d) second view.
         temperature: τ > 0.
+        y: (n,) whole-number labels; with them views of an anchor's own class, the false negatives, do not count.
         similarity, tile: as in :func:`info_nce`.
 
     Returns:
-        Scalar, mean over 2n anchors, in [0, ∞); log(2n - 1) when all embeddings coincide.
+        Scalar, mean over 2n anchors, in [0, ∞); without labels log(2n - 1) when all embeddings coincide.
 
     Raises:
-        CompanionError: as :func:`info_nce`.
+        CompanionError: as :func:`info_nce`, or if y is not one label for each instance.
     """
-    negatives, positives = _all_negatives(u, v, temperature, similarity, tile)
+    skip = SameInstance(len(u)) if y is None else SameLabel(y.repeat(2))
+    negatives, positives = _all_negatives(u, v, temperature, similarity, tile, skip)
     return log1p_exp(negatives - positives).mean()
 
 
@@ -240,10 +244,11 @@ class LogitScale(torch.nn.Module):
         return self.logarithm.exp()
 
 
-def _all_negatives(u: Tensor, v: Tensor, temperature, similarity, tile) -> tuple[Tensor, Tensor]:
-    """(2n,) log-sum-exp over the 2(n - 1) views of other instances, and (2n,) logits of the positives."""
+def _all_negatives(u: Tensor, v: Tensor, temperature, similarity, tile, skip=None) -> tuple[Tensor, Tensor]:
+    """(2n,) log-sum-exp over the 2(n - 1) views of other instances, or those that ``skip`` leaves of them, and (2n,)
+    logits of the positives."""
     z = torch.cat([u, v])
-    negatives = log_sum_exp(z, z, temperature, similarity, SameInstance(len(u)), tile)
+    negatives = log_sum_exp(z, z, temperature, similarity, skip or SameInstance(len(u)), tile)
     return negatives, (similarity.paired(u, v) / temperature).repeat(2)
 
 

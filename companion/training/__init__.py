@@ -7,7 +7,7 @@ with extra("train"):
     from companion.training.baselines import baselines, table
     from companion.training.config import Config
     from companion.training.loop import train
-    from companion.training.methods import Batch, Contrastive, Labelled, Method, Supervised
+    from companion.training.methods import Batch, Contrastive, Labelled, Method, MoCo, Supervised
     from companion.training.runs import Run, initial, load_data
     from companion.training.sources import Pairs, Views
     from companion.training.sweeps import run, sweep
@@ -18,6 +18,7 @@ __all__ = [
     "Contrastive",
     "Labelled",
     "Method",
+    "MoCo",
     "Pairs",
     "Run",
     "SimCLR",

@@ -26,7 +26,8 @@ ATTEMPTS = 10  # crops to try before the whole image is taken
 
 @dataclass(frozen=True, kw_only=True)
 class SimCLR(Settings):
-    """SimCLR's augmentation (Chen et al. 2020, App. A): crop, flip, colour jitter, grayscale, blur."""
+    """SimCLR's augmentation (Chen et al. 2020, App. A): crop, flip, colour jitter, grayscale, blur; and quarter turns,
+    which it tried and left out (its Figure 5)."""
 
     name: ClassVar[str] = "simclr"
     crop_scale: float = 0.2  # smallest share of the area that a crop keeps
@@ -35,10 +36,11 @@ class SimCLR(Settings):
     jitter_probability: float = 0.8
     grayscale: float = 0.0  # probability (colour images only)
     blur: float = 0.0  # probability
+    rotate: float = 0.0  # probability of one, two or three quarter turns
 
     def validate(self):
         positive(self.crop_scale, "crop_scale")
-        for name in ("crop_scale", "flip", "jitter_probability", "grayscale", "blur"):
+        for name in ("crop_scale", "flip", "jitter_probability", "grayscale", "blur", "rotate"):
             share(getattr(self, name), name)
         share(self.jitter, "jitter")
 
@@ -85,6 +87,10 @@ class RandomView(nn.Module):
         x = images.permute(0, 2, 1, 3).to(torch.float32).reshape(n, height, channels * width)
         x = torch.bmm(rows, x).reshape(n, self.size * channels, width)
         x = torch.bmm(x, columns.mT).view(n, self.size, channels, self.size).transpose(1, 2)  # (n, c, s, s)
+        if self.settings.rotate:
+            turned, turns = uniform(n) < self.settings.rotate, (uniform(n) * 3).floor() + 1
+            for k in (1, 2, 3):
+                x = torch.where((turned & (turns == k))[:, None, None, None], x.rot90(k, (2, 3)), x)
         return self._colour(x.reshape(n, channels, -1), uniform).clamp_(0, 1).view(n, channels, self.size, self.size)
 
     def _resampling(self, n: int, height: int, width: int, uniform) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,9 @@
 from companion.training.methods.base import Batch, Method
 from companion.training.methods.contrastive import Contrastive
 from companion.training.methods.labelled import Labelled
+from companion.training.methods.moco import MoCo
 from companion.training.methods.supervised import Supervised
 
-METHODS = {cls.name: cls for cls in (Contrastive, Labelled, Supervised)}
+METHODS = {cls.name: cls for cls in (Contrastive, Labelled, MoCo, Supervised)}
 
-__all__ = ["METHODS", "Batch", "Contrastive", "Labelled", "Method", "Supervised"]
+__all__ = ["METHODS", "Batch", "Contrastive", "Labelled", "Method", "MoCo", "Supervised"]

@@ -33,6 +33,7 @@ class Contrastive(Settings):
     keep: int | None = None  # hardest negatives that an anchor keeps; None: all of them
     weight: float = 1.0  # of the negatives' mean in the simple loss; of uniformity against alignment
     within_view: bool = False  # within-view negatives too: c₂ = 1
+    known_classes: bool = False  # of NT-Xent: images of an anchor's own class are no negatives; it sees the labels
     vrns: float = 0.0  # the weight λ of Definition 5.7; 0 switches it off
     loss_batch_size: int | None = None  # the loss's m; must divide the batch size M; None: m = M
     heads: int = 1  # projectors: 1 for both views, or 2, one for each, as for images and texts in CLIP
@@ -57,6 +58,10 @@ class Contrastive(Settings):
             raise CompanionError(
                 f"within_view makes no difference to {self.loss!r}: it is for {', '.join(WITHIN_VIEW)}."
             )
+        if not isinstance(self.known_classes, bool):
+            raise CompanionError(f"known_classes is {self.known_classes!r}: expected True or False.")
+        if self.known_classes and (self.loss != "nt_xent" or self.loss_batch_size is not None):
+            raise CompanionError("known_classes is for nt_xent on whole batches: leave loss_batch_size out.")
         if self.loss_batch_size is not None:
             whole(self.loss_batch_size, "loss_batch_size", least=2)
             if self.loss == "align_uniform":
@@ -83,6 +88,7 @@ class Contrastive(Settings):
     def title(self) -> str:
         """A readable name for the folder of a run."""
         loss = self.loss + "-within" * self.within_view + "-2heads" * (self.heads == 2)
+        loss += "-known" * self.known_classes
         loss += f"-keep{self.keep}" if self.keep else ""
         scale = f"w{self.weight:g}" if self.loss in WEIGHTED else f"t{self.temperature:g}"
         return f"{loss}-{scale}" + (f"-vrns{self.vrns:g}" if self.vrns else "")
@@ -94,7 +100,9 @@ class Contrastive(Settings):
 class ContrastiveMethod(Method):
     def __init__(self, settings: Contrastive, config, split):
         super().__init__(encoders.build(config, channels(split), heads=settings.heads))
-        self.two_heads, self.m = settings.heads == 2, settings.loss_batch_size
+        if settings.known_classes and int(split.labels.min()) < 0:
+            raise CompanionError("known_classes needs a label of every image: this data set has images without one.")
+        self.two_heads, self.m, self.known = settings.heads == 2, settings.loss_batch_size, settings.known_classes
         self.objective = objective(settings, m=config.m, n=config.n_train)
 
     def loss(self, batch: Batch) -> Tensor:
@@ -103,15 +111,18 @@ class ContrastiveMethod(Method):
         else:  # one pass, so that batch norm sees both views
             u, v = self.model(torch.cat([batch.first, batch.second])).chunk(2)  # (M, d) each
         with losses.unchecked():
-            return self.objective(u, v) if self.m is None else in_sub_batches(self.objective, u, v, self.m)
+            if self.m is not None:
+                return in_sub_batches(self.objective, u, v, self.m)
+            return self.objective(u, v, **({"y": batch.labels} if self.known else {}))
 
 
 def objective(settings: Contrastive, *, m: int, n: int):
-    """The function of (m, d) views ``u, v`` that is minimised: ``loss + λ · VRNS``; n is the training-set size."""
+    """The function of (m, d) views ``u, v`` that is minimised: ``loss + λ · VRNS``; n is the training-set size. NT-Xent
+    takes labels ``y`` (m,) too."""
     contrastive = functools.partial(getattr(losses, settings.loss), **hyperparameters(settings, m))
     if not settings.vrns:
         return contrastive
-    return lambda u, v: contrastive(u, v) + settings.vrns * losses.vrns(u, v, n=n)
+    return lambda u, v, **labels: contrastive(u, v, **labels) + settings.vrns * losses.vrns(u, v, n=n)
 
 
 def in_sub_batches(function, u: Tensor, v: Tensor, m: int) -> Tensor:
