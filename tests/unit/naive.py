@@ -59,10 +59,13 @@ def views(u, v):
         yield i, v[i], u[i], [v[j] for j in rest], [u[j] for j in rest]
 
 
-def nt_xent(u, v, s, temperature):
-    values = []
-    for _, anchor, twin, within, across in views(u, v):
-        others = [twin, *within, *across]
+def nt_xent(u, v, s, temperature, y=None):
+    """With labels y the others of an anchor's class are left out."""
+    values, n = [], len(u)
+    for i, anchor, twin, within, across in views(u, v):
+        rest = [j for j in range(n) if j != i] * 2
+        kept = [o for j, o in zip(rest, [*within, *across], strict=True) if y is None or y[j] != y[i]]
+        others = [twin, *kept]
         values.append(softmax_loss(s(anchor, twin) / temperature, [s(anchor, o) / temperature for o in others]))
     return mean(values)
 

@@ -169,7 +169,7 @@ def test_the_whole_is_torchvisions_in_law_and_near_kornias():
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [({"flip": 0.3}, 0.3), ({"jitter": 0.4, "jitter_probability": 0.6}, 0.6), ({"grayscale": 0.25}, 0.25),
-     ({"blur": 0.5}, 0.475), ({}, 0.0)],
+     ({"blur": 0.5}, 0.475), ({"rotate": 0.4}, 0.4), ({}, 0.0)],
 )  # fmt: skip
 def test_each_transform_happens_as_often_as_it_should(changes, expected):
     """(One blur in twenty is too narrow to be seen.)"""
@@ -189,6 +189,15 @@ def test_a_flip_is_a_mirror_and_grey_is_grey():
     torch.testing.assert_close(
         grey, torchvision.rgb_to_grayscale(images / 255, 3), rtol=0, atol=2e-4
     )  # they round a weight
+
+
+def test_a_rotation_is_one_of_the_three_quarter_turns_each_as_often():
+    images = photos(1, 16).expand(3000, -1, -1, -1)
+    views = augment.RandomView(SimCLR(flip=0.0, jitter=0.0, rotate=1.0), 16, crop=False)(images, generator())
+    turned = torch.stack([(images[0] / 255).rot90(k, (1, 2)) for k in range(4)])
+    near = torch.isclose(views[:, None], turned, atol=1e-5).flatten(2).all(2).float()  # (3000, 4)
+    assert near.sum(dim=1).eq(1).all()
+    torch.testing.assert_close(near.mean(dim=0), torch.tensor([0, 1 / 3, 1 / 3, 1 / 3]), rtol=0, atol=0.035)
 
 
 def test_views_differ_repeat_and_stay_images():

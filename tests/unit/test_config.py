@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from companion.errors import CompanionError
-from companion.training import Config, Contrastive, Labelled, SimCLR, Supervised, Unchanged
+from companion.training import Config, Contrastive, Labelled, MoCo, SimCLR, Supervised, Unchanged
 from companion.training import config as module
 from companion.training.augment import AUGMENTATIONS
 from companion.training.config import from_json
@@ -20,7 +20,7 @@ from companion.training.methods import METHODS, contrastive, labelled
 
 # The training code's version → a digest of every default there is. Defaults are left out of a run's key, so a run that
 # is stored under one default would silently stand for another.
-DEFAULTS = {2: "cea7a19cc06cafd9"}
+DEFAULTS = {2: "b00d95effb0ac2ea"}
 
 
 def test_a_changed_default_raises_the_version():
@@ -82,7 +82,7 @@ def test_a_changed_default_raises_the_version():
         ({"heads": True}, "heads is True: expected 1.*or 2"),
         ({"within_view": True}, "within_view makes no difference to 'nt_xent'"),
         ({"loss": "clip", "within_view": 1}, "within_view is 1: expected True or False"),
-        ({"method": "contrastive"}, "method is 'contrastive': expected one of contrastive, labelled, supervised"),
+        ({"method": "contrastive"}, "method is 'contrastive': expected one of contrastive, labelled, moco, supervised"),
         ({"augmentation": Supervised()}, "augmentation is Supervised.*expected one of simclr, none"),
         ({"method": Labelled(), "loss": "nt_xent"}, "Unknown loss with labels 'nt_xent'"),
         ({"method": Labelled(), "margin": -1}, "margin is -1"),
@@ -136,13 +136,15 @@ CHANGED = {  # of the config, the augmentation and the method: a value that is n
 OF_PARTS = {
     SimCLR: {
         "crop_scale": 0.5, "flip": 0.0, "jitter": 0.2, "jitter_probability": 0.5, "grayscale": 0.1, "blur": 0.5,
+        "rotate": 0.5,
     },
     Unchanged: {},
     Contrastive: {
         "loss": "dcl", "temperature": 0.3, "vrns": 1.0, "loss_batch_size": 32, "bias": -5.0, "heads": 2,
-        "within_view": True, "keep": 3, "weight": 0.5,
+        "within_view": True, "keep": 3, "weight": 0.5, "known_classes": True,
     },
     Labelled: {"loss": "lifted", "margin": 0.5, "temperature": 0.5},
+    MoCo: {"temperature": 0.5, "queue": 512, "key_momentum": 0.9, "batch_norm_groups": 2, "shuffle": False},
     Supervised: {},
 }  # fmt: skip
 
@@ -168,10 +170,10 @@ def test_the_key_covers_every_field_of_augmentation_and_method(part):
     assert set(OF_PARTS[part]) == {f.name for f in fields(part)}
     which = "augmentation" if part in AUGMENTATIONS.values() else "method"
     base = Config(**{which: Contrastive(loss="clip") if part is Contrastive else part()})  # clip: takes within_view
-    hard = base.replace(loss="simple") if part is Contrastive else base  # takes keep
-    keys = {digest(base), digest(hard)}
+    others = {"keep": {"loss": "simple"}, "known_classes": {"loss": "nt_xent"}} if part is Contrastive else {}
+    keys = {digest(base), *(digest(base.replace(**changes)) for changes in others.values())}
     for name, value in OF_PARTS[part].items():
-        key = digest((hard if name == "keep" else base).replace(**{name: value}))
+        key = digest(base.replace(**others.get(name, {}), **{name: value}))
         assert key not in keys, name
         keys.add(key)
 
@@ -233,7 +235,7 @@ augmentations = st.one_of(
     st.just(Unchanged()),
     st.builds(
         SimCLR, crop_scale=st.floats(0.01, 1), flip=share, jitter=share, jitter_probability=share, grayscale=share,
-        blur=share,
+        blur=share, rotate=share,
     ),
 )  # fmt: skip
 sub_batches = st.sampled_from([None, 2, 4, 8])
@@ -250,12 +252,16 @@ contrastives = st.one_of(
     ),
     st.builds(Contrastive, loss=st.just("align_uniform"), weight=st.floats(0, 1e3)),
 )  # fmt: skip
+mocos = st.builds(
+    MoCo, temperature=positives, queue=st.sampled_from([64, 512]), key_momentum=share,
+    batch_norm_groups=st.sampled_from([1, 2, 4]), shuffle=st.booleans(),
+)  # fmt: skip
 labelleds = st.builds(
     Labelled, loss=st.sampled_from(labelled.WITH_MARGIN + labelled.WITH_TEMPERATURE), margin=st.floats(0, 10),
     temperature=positives,
 )  # fmt: skip
 configs = st.builds(
-    Config, method=contrastives | labelleds | st.just(Supervised()), augmentation=augmentations,
+    Config, method=contrastives | labelleds | mocos | st.just(Supervised()), augmentation=augmentations,
     batch_size=st.sampled_from([8, 64]), learning_rate=positives, epochs=st.integers(0, 500),
     momentum=st.floats(0, 1, exclude_max=True), encoder=st.sampled_from(module.ENCODERS), seed=st.integers(0, 2**40),
 )  # fmt: skip

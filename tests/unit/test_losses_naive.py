@@ -52,6 +52,15 @@ def test_two_views(name, hyperparameters, both, views):
     close(getattr(losses, name)(u, v, similarity=both[0], **hyperparameters), expected)
 
 
+@pytest.mark.parametrize("labels", [Y, [0] * 8, list(range(8))], ids=["classes", "one class", "no two alike"])
+def test_nt_xent_without_false_negatives(labels, both, views):
+    u, v = views
+    expected = naive.nt_xent(u.tolist(), v.tolist(), both[1], temperature=0.3, y=labels)
+    y = torch.tensor(labels)
+    close(losses.nt_xent(u, v, temperature=0.3, y=y, similarity=both[0]), expected)
+    close(losses.nt_xent(u, v, temperature=0.3, y=y, similarity=both[0], tile=3), expected)
+
+
 @pytest.mark.parametrize(
     ("name", "hyperparameters"),
     [

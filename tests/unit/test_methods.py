@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from companion import losses
 from companion.errors import CompanionError
-from companion.training import Batch, Config, Contrastive, Labelled, Supervised
+from companion.training import Batch, Config, Contrastive, Labelled, MoCo, Supervised
 from companion.training.data import Split
 from companion.training.methods import METHODS, contrastive, labelled
 from companion.training.methods.contrastive import in_sub_batches, objective
@@ -138,6 +138,28 @@ def test_unsound_hard_losses_are_refused(changes, expected):
         Contrastive(**changes)
 
 
+def test_known_classes_leave_an_anchors_own_class_out():
+    method, given = build(Contrastive(known_classes=True, vrns=3.0)).double().train(), batch()
+    given = Batch(*(x.double() for x in given[:2]), given.labels)
+    z = method.model(torch.cat([given.first, given.second]))
+    u, v = z[:SIZE].tolist(), z[SIZE:].tolist()
+    expected = naive.nt_xent(u, v, naive.cosine, temperature=0.2, y=SPLIT.labels.tolist())
+    expected += 3 * naive.vrns(u, v, naive.cosine, SIZE)
+    assert method.loss(given).item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("changes", [{"loss": "dcl"}, {"loss_batch_size": 4}])
+def test_known_classes_are_for_nt_xent_on_whole_batches(changes):
+    with pytest.raises(CompanionError, match="known_classes is for nt_xent on whole batches"):
+        Contrastive(known_classes=True, **changes)
+
+
+def test_known_classes_need_a_label_of_every_image():
+    some = Split(SPLIT.images, SPLIT.labels - 1)
+    with pytest.raises(CompanionError, match="this data set has images without one"):
+        Contrastive(known_classes=True).build(CONFIG, some)
+
+
 def test_no_more_negatives_are_kept_than_there_are():
     hard = Contrastive(loss="hard_contrastive", keep=7)
     assert CONFIG.replace(method=hard, batch_size=8, n_train=100).m == 8
@@ -193,11 +215,14 @@ def test_supervised_is_cross_entropy_on_the_features_of_both_views():
     torch.testing.assert_close(method.loss(given).detach(), expected)
 
 
-@pytest.mark.parametrize("settings", [Contrastive(), Contrastive(heads=2), Labelled(), Supervised()], ids=repr)
+@pytest.mark.parametrize(
+    "settings", [Contrastive(), Contrastive(heads=2), Labelled(), MoCo(queue=SIZE), Supervised()], ids=repr
+)
 def test_every_part_that_a_method_trains_gets_a_gradient(settings):
-    method = build(settings).train()
+    method = build(settings, n_train=100).train()
     method.loss(batch()).backward()
-    idle = {name for name, p in method.named_parameters() if p.grad is None or not p.grad.any()}
+    trained = {name: p.grad for name, p in method.named_parameters() if p.requires_grad}
+    idle = {name for name, gradient in trained.items() if gradient is None or not gradient.any()}
     assert all(name.startswith("model.projector") for name in idle) if settings == Supervised() else not idle
 
 
@@ -220,13 +245,14 @@ STEPS = [
     # Not of those that wait once a step because labels decide a shape: triplet lists its positive pairs, SupCon and
     # SINCERE the classes.
     *(Labelled(loss=loss) for loss in labelled.WITH_MARGIN if loss != "triplet"),
+    MoCo(queue=SIZE), MoCo(queue=SIZE, batch_norm_groups=2), Contrastive(known_classes=True),
     Supervised(),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("settings", STEPS, ids=lambda s: f"{s.title} {getattr(s, 'loss_batch_size', '')}")
 def test_a_step_neither_checks_nor_waits(settings, monkeypatch):
-    method, given = build(settings).train(), batch()
+    method, given = build(settings, n_train=100).train(), batch()
 
     def looked(*_, **__):
         raise AssertionError("a step looks at values")
