@@ -173,8 +173,8 @@ def pulls_by_angle(angles: Tensor, strength: Tensor) -> dict[str, float]:
     """What :func:`pulls` gives, below :data:`NEAR` degrees and between those of :data:`FAR`.
 
     Returns:
-        ``near_share``: of the pairs, how many are near; ``near_pull_share``: their share of all pulls; ``near_pull`` and
-        ``far_pull``: the mean pull there, NaN where there is no pair.
+        ``near_share``: of the pairs, how many are near; ``near_pull_share``: their share of all pulls; ``near_pull``
+        and ``far_pull``: the mean pull there, NaN where there is no pair.
     """
     near, far = angles < NEAR, (angles >= FAR[0]) & (angles < FAR[1])
     return {
