@@ -26,6 +26,7 @@ from torchvision.transforms.v2 import functional as transforms
 from companion import paths, store
 from companion.errors import CompanionError, choose
 from companion.training.config import DATASETS, EMBEDDED
+from companion.training.digits import digits
 
 _EMBEDDED_SHA256 = "3c65a1714f4291d8eeb306959f7649a57f6bf09f6945ac59e037cbc349069170"
 _TORCHVISION = {  # name → class, keyword arguments of the training and of the test split
@@ -162,7 +163,10 @@ def _load_whole(name: str, image_size: int, storage: str) -> tuple[Split, Split]
         return splits if storage == "files" else _in_memory(splits, f"{identity(name)}-{image_size}")
     if name == "eurosat":
         return _load_eurosat(image_size)
-    splits = _load_embedded() if name == EMBEDDED else _load_torchvision(name)
+    if name == "digits":
+        splits = [Split(*part) for part in digits()]
+    else:
+        splits = _load_embedded() if name == EMBEDDED else _load_torchvision(name)
     train, test = (Split(_resize(s.images, image_size), s.labels) for s in splits)
     return train, test
 
