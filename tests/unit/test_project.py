@@ -38,8 +38,8 @@ ROOMS = [
     "bench",
 ]
 FILES = {
-    "training": ["settings", "augment", "encoders", "methods", "config", "digits", "data", "sources", "progress", "provenance",
-                 "probe", "capture", "loop", "runs", "sweeps", "baselines", "recorded"],
+    "training": ["settings", "augment", "encoders", "methods", "config", "digits", "data", "sources", "progress",
+                 "provenance", "probe", "capture", "loop", "runs", "sweeps", "baselines", "recorded"],
     "diagnose": ["arrays", "sums", "reading", "files", "advice", "table", "figures", "page", "callback"],
     "ledger": ["observed", "claims", "ledger", "scoreboard"],
     "course": ["profiles", "environment", "figures", "forest", "execute", "report"],
