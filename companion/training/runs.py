@@ -85,7 +85,7 @@ def complete(path: Path) -> bool:
 
 
 def stored(path: Path, *, dataset: str) -> Run:
-    """The run in a folder of the store; of an image folder, ``dataset`` says where it lies."""
+    """The run in a folder of the store; if its data set is an image folder, ``dataset`` says where that lies."""
     values = _read(path / "config.json", _json)
     version = values.pop("training_version", None)
     if version != TRAINING_VERSION:
@@ -93,7 +93,9 @@ def stored(path: Path, *, dataset: str) -> Run:
             f"{path} is of version {version} of the training code, and this is version {TRAINING_VERSION}: train it "
             "again."
         )
-    return Run(from_json(json.dumps(values | {"dataset": dataset})), path)
+    if str(values.get("dataset")).startswith("imagefolder:"):
+        values["dataset"] = dataset
+    return Run(from_json(json.dumps(values)), path)
 
 
 def _read(path: Path, parse):
