@@ -13,7 +13,6 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import safetensors
 import safetensors.torch
 import torch
 import torchvision
@@ -163,12 +162,9 @@ def _load_whole(name: str, image_size: int, storage: str) -> tuple[Split, Split]
         return splits if storage == "files" else _in_memory(splits, f"{identity(name)}-{image_size}")
     if name == "eurosat":
         return _load_eurosat(image_size)
-    if name == "digits":
-        splits = [Split(*part) for part in digits()]
-    else:
-        splits = _load_embedded() if name == EMBEDDED else _load_torchvision(name)
-    train, test = (Split(_resize(s.images, image_size), s.labels) for s in splits)
-    return train, test
+    own = {EMBEDDED: _load_embedded, "digits": lambda: [Split(*part) for part in digits()]}
+    splits = own[name]() if name in own else _load_torchvision(name)
+    return tuple(Split(_resize(s.images, image_size), s.labels) for s in splits)
 
 
 def _resize(images: Tensor, size: int) -> Tensor:

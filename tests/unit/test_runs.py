@@ -44,6 +44,7 @@ def test_a_run_is_stored_whole_and_loaded_the_next_time(tiny, results):
     assert run(tiny).metrics == found.metrics
     assert (found.path / "metrics.json").stat().st_mtime_ns == modified
     assert runs.stored(found.path, dataset=tiny.dataset) == found
+    assert runs.stored(found.path, dataset="imagefolder:elsewhere") == found  # that is for image folders alone
 
 
 def test_what_was_stored_is_the_method_that_was_measured(tiny, results):
