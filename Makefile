@@ -77,7 +77,7 @@ reproduce: $(ready) ## execute the notebooks and print the scoreboard
 	  echo "Notebooks: $(folder)/notebooks/   Scoreboard: $(folder)/scoreboard.html"; exit $$status
 
 reference: ## record the experiments of `cpu` with ten seeds in results/reference/: hours; resumes where it was stopped
-	@$(MAKE) reproduce PROFILE=reference NOTEBOOKS='$(if $(strip $(named)),$(chosen),02 03 04 05 07 08 09)' CLAIMS=
+	@$(MAKE) reproduce PROFILE=reference NOTEBOOKS='$(if $(strip $(named)),$(chosen),02 03 04 05 07 08 09 10 12)' CLAIMS=
 
 notebooks: $(call executed,$(chosen))
 

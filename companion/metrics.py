@@ -1,5 +1,7 @@
 """What the papers measure on embeddings."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,7 +9,8 @@ from torch import Tensor
 from companion import losses
 from companion.errors import CompanionError
 from companion.losses._inputs import check_views
-from companion.similarity import cosine, off_diagonal
+from companion.losses.families import pair_gradient
+from companion.similarity import Similarity, cosine, off_diagonal
 
 
 @torch.no_grad()
@@ -111,3 +114,72 @@ def tolerance(z: Tensor, y: Tensor) -> float:
 def _double(s: Tensor) -> Tensor:
     """In float64, where ``s`` lies; on the CPU if it lies on an Apple GPU, which has no float64."""
     return (s.cpu() if s.device.type == "mps" else s).double()
+
+
+@torch.no_grad()
+def nearest_similarities(train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Target and noise similarities of Feeney & Hughes (2023): the cosine similarity of each test embedding to the
+    nearest training embedding of its own class, and to the nearest of any other class.
+
+    Args:
+        train: (n, d) embeddings of training images.
+        labels: (n,).
+        test: (q, d) embeddings of test images.
+        test_labels: (q,), each among ``labels``, which hold another class too.
+
+    Returns:
+        target (q,) and noise (q,), in [-1, 1]; the margin of the paper is the difference of their medians.
+    """
+    s, same = cosine(test, train), test_labels[:, None] == labels  # (q, n)
+    if not (same.any(dim=1) & ~same.all(dim=1)).all():
+        raise CompanionError("A test image has no training image of its class, or of no other: expected both.")
+    return tuple(s.masked_fill(~mask, -torch.inf).amax(dim=1) for mask in (same, ~same))
+
+
+NEAR, FAR = 15.0, (30.0, 60.0)  # degrees: what counts as a small angle, and what it is held against
+
+
+def pulls(
+    function: Callable, z: Tensor, y: Tensor, *, similarity: Similarity, **hyperparameters
+) -> tuple[Tensor, Tensor]:
+    """How hard a loss pulls at each pair of one class: the gradient through this pair's similarity alone, as a share of
+    the embedding's length, |∂L/∂s_ij| · ‖∂s_ij/∂z_i‖ · ‖z_i‖.
+
+    With cosine and arc length that is how fast the loss falls with the pair's angle θ: ‖∂s/∂z_i‖ ‖z_i‖ is sin θ for
+    cosine and 1/π for arc length. With Euclidean similarity, which has a gradient along z_i too, it is ‖z_i‖.
+
+    Args:
+        function: a loss with labels that takes `similarity=`.
+        z: (n, d) embeddings.
+        y: (n,) labels.
+        similarity: that the loss is taken with: one of :mod:`companion.similarity`.
+        hyperparameters: of the loss.
+
+    Returns:
+        (k,) angles in degrees and (k,) pulls of the k ordered pairs (i, j) of one class, i ≠ j.
+    """
+    z = z.detach().double()
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    same = (y[:, None] == y) & ~itself
+    slope = pair_gradient(function, similarity(z, z), y, **hyperparameters)[same].abs()  # (k,)
+    first, second = (z[index].requires_grad_(i == 0) for i, index in enumerate(torch.where(same)))
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(similarity.paired(first, second).sum(), first)  # (k, d)
+    angles = cosine.paired(first, second).detach().clamp(-1, 1).arccos().rad2deg()
+    return angles, slope * gradient.norm(dim=1) * first.detach().norm(dim=1)
+
+
+def pulls_by_angle(angles: Tensor, strength: Tensor) -> dict[str, float]:
+    """What :func:`pulls` gives, below :data:`NEAR` degrees and between those of :data:`FAR`.
+
+    Returns:
+        ``near_share``: of the pairs, how many are near; ``near_pull_share``: their share of all pulls; ``near_pull``
+        and ``far_pull``: the mean pull there, NaN where there is no pair.
+    """
+    near, far = angles < NEAR, (angles >= FAR[0]) & (angles < FAR[1])
+    return {
+        "near_share": near.double().mean().item(),
+        "near_pull_share": (strength[near].sum() / strength.sum()).item(),
+        "near_pull": strength[near].mean().item(),
+        "far_pull": strength[far].mean().item(),
+    }

@@ -99,7 +99,8 @@ def main() -> int:
             from companion.training.runs import stored
 
             runs = (stored(paths.runs() / key, dataset=profile.base.dataset) for key in used)
-            count = record(runs, paths.results() / profile.folder / "runs.csv")
+            own = (run for run in runs if run.config.dataset == profile.base.dataset)  # a notebook may probe others too
+            count = record(own, paths.results() / profile.folder / "runs.csv")
             print(f"{name}: {count} runs are recorded", flush=True)
         if arguments.freeze:
             normalise(out)

@@ -16,7 +16,7 @@ TRAINING_VERSION = 2
 
 EMBEDDED = "eurosat-subset"  # the data set that lies in the repository
 DATASETS = (
-    EMBEDDED, "eurosat", "fashion-mnist", "cifar10", "cifar100", "svhn", "stl10", "stl10-unlabelled",
+    EMBEDDED, "eurosat", "fashion-mnist", "cifar10", "cifar100", "svhn", "stl10", "stl10-unlabelled", "digits",
     "imagefolder:PATH",
 )  # fmt: skip
 STORAGE = ("memory", "files")

@@ -13,7 +13,6 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import safetensors
 import safetensors.torch
 import torch
 import torchvision
@@ -26,6 +25,7 @@ from torchvision.transforms.v2 import functional as transforms
 from companion import paths, store
 from companion.errors import CompanionError, choose
 from companion.training.config import DATASETS, EMBEDDED
+from companion.training.digits import digits
 
 _EMBEDDED_SHA256 = "3c65a1714f4291d8eeb306959f7649a57f6bf09f6945ac59e037cbc349069170"
 _TORCHVISION = {  # name → class, keyword arguments of the training and of the test split
@@ -162,9 +162,9 @@ def _load_whole(name: str, image_size: int, storage: str) -> tuple[Split, Split]
         return splits if storage == "files" else _in_memory(splits, f"{identity(name)}-{image_size}")
     if name == "eurosat":
         return _load_eurosat(image_size)
-    splits = _load_embedded() if name == EMBEDDED else _load_torchvision(name)
-    train, test = (Split(_resize(s.images, image_size), s.labels) for s in splits)
-    return train, test
+    own = {EMBEDDED: _load_embedded, "digits": lambda: [Split(*part) for part in digits()]}
+    splits = own[name]() if name in own else _load_torchvision(name)
+    return tuple(Split(_resize(s.images, image_size), s.labels) for s in splits)
 
 
 def _resize(images: Tensor, size: int) -> Tensor:

@@ -14,6 +14,7 @@ from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScale
 from torch import Tensor
 
 from companion.errors import CompanionError
+from companion.similarity import Similarity, cosine
 from companion.training.config import NEIGHBOURS
 
 STEPS, TOLERANCE = 1000, 1e-3  # of L-BFGS: most steps, and the largest entry of the gradient at the end
@@ -51,6 +52,40 @@ def knn(features: Tensor, labels: Tensor, *tests: tuple[Tensor, Tensor], k: int 
     if features.device.type != "cpu":
         return _score(_nearest(features, labels, k), tests)
     return _score(_fitted(KNeighborsClassifier(n_neighbors=k, metric="cosine"), features, labels), tests)
+
+
+def weighted_knn(
+    train: Tensor, labels: Tensor, *tests: tuple[Tensor, Tensor], k: int = 1, similarity: Similarity = cosine
+) -> list[np.ndarray]:
+    """The ``k`` training images of highest similarity vote, each with the weight of its cosine similarity, as in
+    the evaluation of SupCon and SINCERE on projections. A cosine below zero counts as none, or a neighbour would vote
+    against its own class.
+
+    Args:
+        train: (n, d) embeddings of training images.
+        labels: (n,).
+        tests: pairs of embeddings (q, d) and labels (q,).
+        k: neighbours that vote, n at most.
+        similarity: what a neighbour is; the weights are cosines whatever it is.
+
+    Returns:
+        For each test set, (q,) booleans: which images are classified correctly. Of classes with equal votes the first
+        wins.
+    """
+    if not 1 <= k <= len(train):
+        raise CompanionError(f"k is {k}: expected 1 to {len(train)}, the number of training images.")
+    classes = int(labels.max()) + 1
+
+    def predict(x: Tensor) -> Tensor:
+        found = []
+        for part in x.split(CHUNK):
+            nearest = similarity(part, train).topk(k, dim=1).indices  # (q, k)
+            weights = cosine(part, train).gather(1, nearest).clamp(min=torch.finfo(part.dtype).tiny)
+            votes = weights.new_zeros(len(part), classes).scatter_add_(1, labels[nearest], weights)
+            found.append(votes.argmax(dim=1))
+        return torch.cat(found) if found else labels[:0]
+
+    return _score(predict, tests)
 
 
 def _score(predict, tests) -> list[np.ndarray]:

@@ -21,6 +21,7 @@ from companion.training.methods import Method
 from companion.training.sources import CHUNK, seed
 
 FILES = ("config.json", "environment.json", "history.csv", "metrics.json", "weights.safetensors")  # of a run
+VOTERS = (1, 5)  # neighbours that vote on a projection
 CS = (0.01, 0.1, 1.0, 10.0, 100.0)  # inverse L2 penalties for the probe of a baseline
 
 
@@ -84,7 +85,7 @@ def complete(path: Path) -> bool:
 
 
 def stored(path: Path, *, dataset: str) -> Run:
-    """The run in a folder of the store; of an image folder, ``dataset`` says where it lies."""
+    """The run in a folder of the store; if its data set is an image folder, ``dataset`` says where that lies."""
     values = _read(path / "config.json", _json)
     version = values.pop("training_version", None)
     if version != TRAINING_VERSION:
@@ -92,7 +93,9 @@ def stored(path: Path, *, dataset: str) -> Run:
             f"{path} is of version {version} of the training code, and this is version {TRAINING_VERSION}: train it "
             "again."
         )
-    return Run(from_json(json.dumps(values | {"dataset": dataset})), path)
+    if str(values.get("dataset")).startswith("imagefolder:"):
+        values["dataset"] = dataset
+    return Run(from_json(json.dumps(values)), path)
 
 
 def _read(path: Path, parse):
@@ -166,11 +169,12 @@ def two_views(method: Method, config: Config, images, pairs: int) -> tuple[Tenso
 
 
 @torch.no_grad()
-def features(method: Method, images) -> tuple[Tensor, Tensor]:
-    """Encoder outputs of unaugmented images (n, features) in float32, and their labels (n,), on the method's device."""
-    device = _device(method)
+def features(method: Method, images, *, projected: bool = False) -> tuple[Tensor, Tensor]:
+    """Encoder outputs of unaugmented images (n, features) in float32, and their labels (n,), on the method's device;
+    or, if ``projected``, their projections (n, d), not normalised."""
+    device, embed = _device(method), method.model if projected else method.embed
     chunks = (images[start : start + CHUNK] for start in range(0, len(images), CHUNK))
-    parts = [method.embed(chunk.images.to(device).float() / 255).float() for chunk in chunks]
+    parts = [embed(chunk.images.to(device).float() / 255).float() for chunk in chunks]
     return (torch.cat(parts) if parts else torch.empty(0)), images.labels.to(device)
 
 
@@ -178,7 +182,8 @@ def measure(method: Method, config: Config, images: data.Data) -> dict[str, floa
     """Everything that the notebooks report about a trained model, as one flat dictionary.
 
     Similarity statistics, alignment and uniformity on the projections of augmented training images, as the papers have
-    it; probes and tolerance on the encoder's features of unaugmented images. Accuracies are in [0, 1].
+    it; probes and tolerance on the encoder's features of unaugmented images. Accuracies are in [0, 1]. What a method
+    with ``votes`` has beside, see :func:`projection_votes`.
     """
     u, v, y = two_views(method, config, images.labelled, config.measured_pairs)
     (train, y_train), validation, test = (
@@ -202,7 +207,23 @@ def measure(method: Method, config: Config, images: data.Data) -> dict[str, floa
         result[f"{name}_low"], result[f"{name}_high"] = probe.accuracy_interval(correct)
     if len(held_out) == 2:
         result["linear_validation_accuracy"] = linear[0].mean()
+    if method.votes:
+        result |= projection_votes(method, images)
     return {name: float(value) for name, value in result.items()}
+
+
+def projection_votes(method: Method, images: data.Data) -> dict[str, float]:
+    """Accuracies of the cosine-weighted vote of 1 and of 5 neighbours among the projections of unaugmented images:
+    ``projection_1nn_accuracy`` and ``projection_5nn_accuracy`` on test images, the same with ``_validation_`` on
+    held-out ones if there are any."""
+    train, *tests = (features(method, s, projected=True) for s in (images.labelled, images.test, images.validation))
+    result = {}
+    for k in VOTERS:
+        for part, test in zip(("", "_validation"), tests, strict=True):
+            if len(test[1]):
+                (correct,) = probe.weighted_knn(*train, test, k=k)
+                result[f"projection_{k}nn{part}_accuracy"] = correct.mean()
+    return result
 
 
 def baseline_probe(train: Tensor, labels: Tensor, *tests: tuple[Tensor, Tensor]) -> list[np.ndarray]:

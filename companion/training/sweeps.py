@@ -119,7 +119,8 @@ def _train(config: Config, final: Path) -> None:
     )  # fmt: skip
 
     def track(method) -> dict[str, float]:
-        return metrics.similarity_statistics(*two_views(method, config, images.train, TRACKED_PAIRS)[:2])
+        u, v, y = two_views(method, config, images.train, TRACKED_PAIRS)
+        return metrics.similarity_statistics(u, v) | method.notes(u, v, y)
 
     method.to(fabric.device)
     torch.backends.cudnn.benchmark = True  # batches have one shape, so the fastest kernels are worth the search

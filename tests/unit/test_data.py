@@ -11,6 +11,7 @@ import pytest
 import scipy.io
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from companion import paths
 from companion.errors import CompanionError
@@ -406,3 +407,18 @@ def test_damaged_decoded_images_are_decoded_again(image_folder, results, forget)
         forget()
         assert torch.equal(load(image_folder).train.images, first)
         assert cache.read_bytes() == whole
+
+
+def test_digits_are_scikit_learns_each_once_in_three_equal_channels():
+    loaded = data.load("digits", image_size=8, n_train=1000, n_validation=200)
+    assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == (1000, 200, 597)
+    found = torch.cat([split.images for split in (loaded.train, loaded.validation, loaded.test)])
+    labels = torch.cat([split.labels for split in (loaded.train, loaded.validation, loaded.test)])
+    assert (found == found[:, :1]).all()
+    expected = load_digits()
+    grey = sorted(
+        (*image.ravel().tolist(), label) for image, label in zip(expected.images, expected.target, strict=True)
+    )
+    ours = (found[:, 0].flatten(1).double() * 16 / 255).round()
+    assert sorted((*row.tolist(), int(label)) for row, label in zip(ours, labels, strict=True)) == grey
+    assert loaded.test.labels.bincount().min() > 50

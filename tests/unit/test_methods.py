@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from companion import losses
+from companion import losses, metrics, similarity
 from companion.errors import CompanionError
 from companion.training import Batch, Config, Contrastive, Labelled, MoCo, Supervised
 from companion.training.data import Split
 from companion.training.methods import METHODS, contrastive, labelled
 from companion.training.methods.contrastive import in_sub_batches, objective
-from companion.training.methods.labelled import WITH_MARGIN, WITH_TEMPERATURE
+from companion.training.methods.labelled import SIMILARITIES, WITH_MARGIN, WITH_TEMPERATURE
 
 SIZE, CLASSES = 12, 3
 SPLIT = Split(torch.zeros(SIZE, 3, 16, 16, dtype=torch.uint8), torch.arange(SIZE) % CLASSES)
@@ -189,18 +189,19 @@ def test_only_the_second_views_reach_the_second_head():
     torch.testing.assert_close(v, method.model.second_projector(method.embed(given.second)))
 
 
+@pytest.mark.parametrize("name", SIMILARITIES)
 @pytest.mark.parametrize("loss", WITH_MARGIN + WITH_TEMPERATURE)
-def test_a_labelled_loss_is_that_of_both_views_with_their_labels(loss):
-    chosen = Labelled(loss=loss, margin=0.4, temperature=0.3)
+def test_a_labelled_loss_is_that_of_both_views_with_their_labels(loss, name):
+    chosen, by_hand = Labelled(loss=loss, margin=0.4, temperature=0.3, similarity=name), getattr(naive, name)
     method = build(chosen).double().train()
     given = Batch(*(x.double() for x in batch()[:2]), SPLIT.labels)
     z = method.model(torch.cat([given.first, given.second])).tolist()
     y = SPLIT.labels.tolist() * 2
     if loss == "sincere":
-        expected = naive.eps_sup_info_nce(z, y, naive.cosine, temperature=0.3, epsilon=0)
+        expected = naive.eps_sup_info_nce(z, y, by_hand, temperature=0.3, epsilon=0)
     else:
         option = {"margin": 0.4} if loss in WITH_MARGIN else {"temperature": 0.3}
-        expected = getattr(naive, loss)(z, y, naive.cosine, **option)
+        expected = getattr(naive, loss)(z, y, by_hand, **option)
     assert method.loss(given).item() == pytest.approx(expected, rel=1e-9)
 
 
@@ -278,3 +279,21 @@ def test_a_method_says_in_its_title_what_it_is(name, cls):
     assert Contrastive(loss="clip", heads=2, within_view=True, vrns=30).title == "clip-within-2heads-t0.2-vrns30"
     assert Labelled(loss="sup_con", temperature=0.5).title == "sup_con-t0.5"
     assert Labelled(margin=0.5).title == "triplet-margin0.5"
+    assert Labelled(loss="sincere", similarity="arc_length").title == "sincere-t0.1-arc_length"
+
+
+def test_a_similarity_that_there_is_not_is_told():
+    with pytest.raises(CompanionError, match=r"Unknown similarity 'arclength'.*Did you mean 'arc_length'"):
+        Labelled(loss="sincere", similarity="arclength")
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_the_notes_of_a_labelled_method_are_the_pulls_of_its_own_loss(name):
+    u, v = embeddings(seed=1)
+    y = torch.arange(SIZE) % CLASSES
+    found = build(Labelled(loss="sincere", temperature=0.3, similarity=name)).notes(u, v, y)
+    angles, strength = metrics.pulls(
+        losses.sincere, torch.cat([u, v]), y.repeat(2), similarity=getattr(similarity, name), temperature=0.3
+    )
+    assert found == pytest.approx(metrics.pulls_by_angle(angles, strength), nan_ok=True)
+    assert build(Labelled(loss="triplet")).notes(u, v, y) == build(Contrastive()).notes(u, v, y) == {}

@@ -1,9 +1,10 @@
 import math
 
+import naive
 import pytest
 import torch
 
-from companion import metrics
+from companion import losses, metrics, similarity
 from companion.errors import CompanionError
 
 
@@ -116,3 +117,63 @@ def test_no_statistics_of_what_has_none(views):
             metrics.similarity_statistics(*bad)
     with pytest.raises(CompanionError, match="All 12 labels differ: expected a class with at least two members"):
         metrics.tolerance(u, torch.arange(len(y)))
+
+
+def test_target_and_noise_against_loops():
+    generator = torch.Generator().manual_seed(0)
+    train, test = (torch.randn(k, 4, dtype=torch.float64, generator=generator) for k in (15, 6))
+    labels, own = torch.arange(15) % 3, torch.arange(6) % 3
+    target, noise = metrics.nearest_similarities(train, labels, test, own)
+    for i in range(6):
+        for found, alike in ((target, True), (noise, False)):
+            members = [j for j in range(15) if (labels[j] == own[i]) == alike]
+            assert found[i].item() == pytest.approx(
+                max(naive.cosine(test[i].tolist(), train[j].tolist()) for j in members)
+            )
+
+
+def test_a_test_image_needs_company_of_both_kinds():
+    x = torch.randn(4, 3)
+    for labels in ([0, 0, 0, 0], [1, 1, 2, 2]):
+        with pytest.raises(CompanionError, match="no training image of its class, or of no other"):
+            metrics.nearest_similarities(x, torch.tensor(labels), x[:1], torch.tensor([0]))
+
+
+def sincere_slopes(z, y, s, temperature):
+    """{(i, j): derivative of SINCERE with respect to s_ij = s_ji} for pairs of one class, from its formula."""
+    n, slopes = len(z), {}
+    anchors = [i for i in range(n) if y.count(y[i]) > 1]
+    for i in anchors:
+        positives = [j for j in range(n) if y[j] == y[i] and j != i]
+        noise = sum(math.exp(s(z[i], z[j]) / temperature) for j in range(n) if y[j] != y[i])
+        for j in positives:
+            own = math.exp(s(z[i], z[j]) / temperature)
+            slope = (own / (own + noise) - 1) / temperature / len(positives) / len(anchors)
+            for pair in ((i, j), (j, i)):
+                slopes[pair] = slopes.get(pair, 0) + slope
+    return slopes
+
+
+@pytest.mark.parametrize("name", ["cosine", "arc_length", "euclidean"])
+def test_a_pull_is_the_slope_of_the_loss_times_that_of_the_similarity(name):
+    z = torch.randn(7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y = [0, 0, 1, 1, 2, 0, 1]  # one image is alone in its class
+    angles, strength = metrics.pulls(
+        losses.sincere, z, torch.tensor(y), similarity=getattr(similarity, name), temperature=0.4
+    )
+    slopes, rows = sincere_slopes(z.tolist(), y, getattr(naive, name), 0.4), z.tolist()
+    assert len(angles) == len(slopes)
+    for (i, j), angle, pull in zip(sorted(slopes), angles.tolist(), strength.tolist(), strict=True):
+        theta = math.acos(naive.cosine(rows[i], rows[j]))
+        own = {"cosine": math.sin(theta), "arc_length": 1 / math.pi, "euclidean": math.hypot(*rows[i])}[name]
+        assert angle == pytest.approx(math.degrees(theta))
+        assert pull == pytest.approx(-slopes[i, j] * own)
+
+
+def test_pulls_by_angle_by_hand():
+    angles, strength = (torch.tensor(x, dtype=torch.float64) for x in ([1, 14, 15, 30, 59, 60], [1, 2, 3, 4, 6, 9]))
+    found = metrics.pulls_by_angle(angles, strength)
+    assert found == {
+        "near_share": pytest.approx(2 / 6), "near_pull_share": pytest.approx(3 / 25), "near_pull": 1.5, "far_pull": 5,
+    }  # fmt: skip
+    assert math.isnan(metrics.pulls_by_angle(angles[:2], strength[:2])["far_pull"])

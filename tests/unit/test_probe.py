@@ -4,6 +4,7 @@ import torch
 from scipy.optimize import minimize
 
 from companion.errors import CompanionError
+from companion.similarity import euclidean
 from companion.training import probe
 
 
@@ -165,3 +166,38 @@ def test_a_tie_goes_to_the_first_class_on_a_gpu_too():
         for i in range(0, 3000, 97):
             top = y[sorted(range(200), key=lambda j, i=i: -float(unit[i] @ others[j]))[:k]].tolist()
             assert near[i] == max(sorted(set(top)), key=top.count), (i, k)
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_the_weighted_vote_against_loops(blobs, k):
+    x, y = blobs
+    x = x + torch.randn(x.shape, generator=torch.Generator().manual_seed(1))  # so that neighbours disagree
+    train, test = torch.arange(0, 120, 2), torch.arange(1, 120, 2)
+    unit = torch.nn.functional.normalize(x, dim=1)
+    (found,) = probe.weighted_knn(x[train], y[train], (x[test], y[test]), k=k)
+    for i, correct in zip(test.tolist(), found, strict=True):
+        votes = [0.0, 0.0, 0.0]
+        for j in sorted(train.tolist(), key=lambda j: -float(unit[i] @ unit[j]))[:k]:
+            votes[y[j]] += float(unit[i] @ unit[j])
+        assert correct == (votes.index(max(votes)) == y[i])
+
+
+def test_the_nearest_outweighs_two_that_are_farther():
+    train, labels = torch.tensor([[1.0, 0.1], [0.1, 1.0], [-0.1, 1.0]]), torch.tensor([1, 0, 0])
+    query = (torch.tensor([[1.0, 0.0]]), torch.tensor([1]))
+    assert probe.weighted_knn(train, labels, query, k=3)[0].tolist() == [True]  # .995 against .0995, and less than none
+    assert probe.knn(train, labels, query, k=3)[0].tolist() == [False]
+
+
+def test_neighbours_by_another_similarity_and_weights_by_cosine():
+    train, labels = torch.tensor([[9.0, 0.0], [1.0, 1.0]]), torch.tensor([0, 1])
+    query = (torch.tensor([[1.0, 0.1]]), torch.tensor([0]))
+    assert probe.weighted_knn(train, labels, query)[0].tolist() == [True]  # in direction
+    assert probe.weighted_knn(train, labels, query, similarity=euclidean)[0].tolist() == [False]  # in place
+
+
+def test_more_voters_than_images_are_told():
+    x, y = torch.randn(3, 2), torch.arange(3)
+    for k in (0, 4):
+        with pytest.raises(CompanionError, match="expected 1 to 3, the number of training images"):
+            probe.weighted_knn(x, y, (x, y), k=k)

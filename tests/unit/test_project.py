@@ -38,8 +38,8 @@ ROOMS = [
     "bench",
 ]
 FILES = {
-    "training": ["settings", "augment", "encoders", "methods", "config", "data", "sources", "progress", "provenance",
-                 "probe", "capture", "loop", "runs", "sweeps", "baselines", "recorded"],
+    "training": ["settings", "augment", "encoders", "methods", "config", "digits", "data", "sources", "progress",
+                 "provenance", "probe", "capture", "loop", "runs", "sweeps", "baselines", "recorded"],
     "diagnose": ["arrays", "sums", "reading", "files", "advice", "table", "figures", "page", "callback"],
     "ledger": ["observed", "claims", "ledger", "scoreboard"],
     "course": ["profiles", "environment", "figures", "forest", "execute", "report"],
@@ -291,7 +291,7 @@ def test_makefile_and_package_agree(monkeypatch):
 
 
 def test_every_name_that_a_config_may_hold_exists():
-    assert set(data._TORCHVISION) | {EMBEDDED, "eurosat", "imagefolder:PATH"} == set(DATASETS)
+    assert set(data._TORCHVISION) | {EMBEDDED, "digits", "eurosat", "imagefolder:PATH"} == set(DATASETS)
     for name in (*contrastive.LOSSES, *labelled.WITH_MARGIN, *labelled.WITH_TEMPERATURE):
         assert callable(getattr(losses, name))
     for name in encoders.ENCODERS:

@@ -13,7 +13,7 @@ from torch import nn
 
 from companion import paths
 from companion.errors import CompanionError
-from companion.training import Config, probe, run, runs, table
+from companion.training import Config, Labelled, probe, run, runs, table
 from companion.training.augment import Unchanged
 from companion.training.config import TRAINING_VERSION
 from companion.training.data import Data, Split
@@ -44,6 +44,7 @@ def test_a_run_is_stored_whole_and_loaded_the_next_time(tiny, results):
     assert run(tiny).metrics == found.metrics
     assert (found.path / "metrics.json").stat().st_mtime_ns == modified
     assert runs.stored(found.path, dataset=tiny.dataset) == found
+    assert runs.stored(found.path, dataset="imagefolder:elsewhere") == found  # that is for image folders alone
 
 
 def test_what_was_stored_is_the_method_that_was_measured(tiny, results):
@@ -377,3 +378,21 @@ def test_the_commit_is_told_only_where_git_knows_this_project(monkeypatch, tmp_p
     assert head.startswith(commit().removesuffix("-dirty"))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert commit() == "unknown"
+
+
+def test_neighbours_vote_on_the_projections_of_a_labelled_method_alone(tiny, results):
+    found = run(tiny.replace(method=Labelled(loss="sincere", similarity="euclidean")))
+    images, model = found.data(), found.model()
+
+    def projections(split):
+        with torch.no_grad():
+            return torch.nn.functional.normalize(model(split.images.float() / 255), dim=1)
+
+    train = projections(images.train)
+    for part, split in (("", images.test), ("_validation", images.validation)):
+        nearest = (projections(split) @ train.T).argmax(dim=1)
+        expected = (images.train.labels[nearest] == split.labels).float().mean().item()
+        assert found.metrics[f"projection_1nn{part}_accuracy"] == pytest.approx(expected, abs=0.002)
+        assert 0 <= found.metrics[f"projection_5nn{part}_accuracy"] <= 1
+    assert {"near_share", "near_pull_share", "near_pull", "far_pull"} <= set(found.history)
+    assert not [name for name in run(tiny).metrics if name.startswith("projection")]

@@ -23,6 +23,7 @@ class Method(nn.Module):
     """
 
     static: ClassVar[bool] = True  # no shape in its loss depends on values, so that a CUDA graph can hold a step
+    votes: ClassVar[bool] = False  # whether neighbours among its projections are asked for an image's class too
 
     def __init__(self, model: Model):
         super().__init__()
@@ -42,6 +43,11 @@ class Method(nn.Module):
     def project(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Two views → (n, d) projections of each, not normalised: what the loss sees."""
         return self.model(first), self.model(second, second=True)
+
+    def notes(self, u: Tensor, v: Tensor, y: Tensor) -> dict[str, float]:
+        """What the history shall hold of it beside the similarity statistics, from projections (k, d) of two views of k
+        training images and their labels (k,), after every epoch."""
+        return {}
 
 
 def channels(split) -> int:
