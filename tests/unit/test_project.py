@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from companion import losses, paths
 from companion.course import profiles
 from companion.training import Config, data, encoders
-from companion.training.config import DATASETS, EMBEDDED
+from companion.training.config import DATASETS, EMBEDDED, EMOJI
 from companion.training.methods import contrastive, labelled
 
 PACKAGE = paths.ROOT / "companion"
@@ -38,8 +38,8 @@ ROOMS = [
     "bench",
 ]
 FILES = {
-    "training": ["settings", "augment", "encoders", "methods", "config", "data", "sources", "progress", "provenance",
-                 "probe", "capture", "loop", "runs", "sweeps", "baselines", "recorded"],
+    "training": ["settings", "augment", "encoders", "methods", "config", "data", "sources", "emoji", "progress", "provenance",
+                 "probe", "retrieval", "capture", "loop", "runs", "sweeps", "baselines", "recorded"],
     "diagnose": ["arrays", "sums", "reading", "files", "advice", "table", "figures", "page", "callback"],
     "ledger": ["observed", "claims", "ledger", "scoreboard"],
     "course": ["profiles", "environment", "figures", "forest", "execute", "report"],
@@ -198,8 +198,8 @@ def test_the_runner_of_a_notebook_starts_without_torch():
 INSTALLED = """
 import companion
 from companion.ledger import load
-from companion.training import data
-assert load()
+from companion.training import data, emoji
+assert load() and len(emoji.concepts())
 print(companion.__file__, len(data.load("eurosat-subset", image_size=32, n_train=8000).train))
 """
 
@@ -223,9 +223,10 @@ def test_the_wheel_carries_the_images_and_the_claims(tmp_path):
     with zipfile.ZipFile(wheel) as packed:
         packed.extractall(tmp_path / "installed")
         names = packed.namelist()
-    for needed in ("embedded/eurosat-subset.jpg", "embedded/LICENSE.eurosat", "ledger/claims.yaml", "training/loop.py"):
+    embedded = ("eurosat-subset.jpg", "LICENSE.eurosat", "emoji.webp", "emoji.tsv", "LICENSE.emoji")
+    for needed in (*(f"embedded/{name}" for name in embedded), "ledger/claims.yaml", "training/loop.py"):
         assert f"companion/{needed}" in names
-    assert wheel.stat().st_size < 8e6
+    assert wheel.stat().st_size < 11e6
     assert not [name for name in names if name.startswith("companion/embedded/") and name.endswith(".py")]
     found = {name for name in names if name.startswith("companion/") and name.endswith(".py")}
     assert found == {name for name in tracked if name.startswith("companion/") and name.endswith(".py")}
@@ -291,7 +292,7 @@ def test_makefile_and_package_agree(monkeypatch):
 
 
 def test_every_name_that_a_config_may_hold_exists():
-    assert set(data._TORCHVISION) | {EMBEDDED, "eurosat", "imagefolder:PATH"} == set(DATASETS)
+    assert set(data._TORCHVISION) | {EMBEDDED, EMOJI, "eurosat", "imagefolder:PATH"} == set(DATASETS)
     for name in (*contrastive.LOSSES, *labelled.WITH_MARGIN, *labelled.WITH_TEMPERATURE):
         assert callable(getattr(losses, name))
     for name in encoders.ENCODERS:
@@ -305,7 +306,7 @@ def test_the_project_speaks_of_itself_alone():
     hosts = ["py" + "pi.org", "python" + "hosted.org", "registry." + "npmjs", "deb." + "debian.org"]
     for name in tracked.stdout.splitlines():
         path = paths.ROOT / name
-        if path.suffix in {".jpg", ".png"} or not path.is_file():
+        if path.suffix in {".jpg", ".png", ".webp"} or not path.is_file():
             continue
         text = path.read_text()
         assert not [host for host in hosts if host in text], name
