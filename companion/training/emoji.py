@@ -174,8 +174,8 @@ def split(n_train: int, n_validation: int, number: int) -> tuple[Tensor, Tensor,
     least = len(np.unique(groups))
     if n_train + n_validation > n - least:
         raise CompanionError(
-            f"{n_train:,} concepts to train on and {n_validation:,} for validation were asked for, and {n:,} there are: "
-            f"expected {n - least:,} at most together, so that some are left to test on. Lower n_train or n_validation."
+            f"{n_train:,} concepts to train on and {n_validation:,} for validation were asked for, of {n:,} that there "
+            f"are: expected {n - least:,} at most together, so that some are left to test on. Lower one of the two."
         )
 
     def divide(index, size, key):

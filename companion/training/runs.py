@@ -14,10 +14,11 @@ from torch import Tensor
 
 from companion import metrics, paths
 from companion.errors import CompanionError
-from companion.training import data, encoders, probe
-from companion.training.config import TRAINING_VERSION, Config, from_json
+from companion.training import data, emoji, encoders, probe
+from companion.training.config import EMOJI, TRAINING_VERSION, Config, from_json
 from companion.training.loop import seeded
-from companion.training.methods import Method
+from companion.training.methods import Clip, Method
+from companion.training.pairs import measure as measure_pairs
 from companion.training.sources import CHUNK, seed
 
 FILES = ("config.json", "environment.json", "history.csv", "metrics.json", "weights.safetensors")  # of a run
@@ -86,6 +87,8 @@ def complete(path: Path) -> bool:
 def stored(path: Path, *, dataset: str) -> Run:
     """The run in a folder of the store; of an image folder, ``dataset`` says where it lies."""
     values = _read(path / "config.json", _json)
+    if values.get("dataset") == EMOJI:  # whatever the others are trained on
+        dataset = EMOJI
     version = values.pop("training_version", None)
     if version != TRAINING_VERSION:
         raise CompanionError(
@@ -119,7 +122,13 @@ def _metrics(path: Path) -> dict[str, float]:
 
 
 def load_data(config: Config) -> data.Data:
-    """The data set that ``config`` names, cut and resized as it says."""
+    """The data set that ``config`` names, cut and resized as it says; of the emoji, its seed splits them."""
+    if config.dataset == EMOJI:
+        artists = {"artists": config.method.artists} if isinstance(config.method, Clip) else {}
+        return emoji.load(
+            image_size=config.image_size, n_train=config.n_train, n_validation=config.n_validation, number=config.seed,
+            **artists,
+        )  # fmt: skip
     return data.load(
         config.dataset, image_size=config.image_size, n_train=config.n_train, n_validation=config.n_validation,
         storage=config.storage,
@@ -178,8 +187,11 @@ def measure(method: Method, config: Config, images: data.Data) -> dict[str, floa
     """Everything that the notebooks report about a trained model, as one flat dictionary.
 
     Similarity statistics, alignment and uniformity on the projections of augmented training images, as the papers have
-    it; probes and tolerance on the encoder's features of unaugmented images. Accuracies are in [0, 1].
+    it; probes and tolerance on the encoder's features of unaugmented images. Accuracies are in [0, 1]. Of a method that
+    is trained on pairs of images and texts, or of drawings, what :func:`companion.training.pairs.measure` says.
     """
+    if isinstance(config.method, Clip):
+        return measure_pairs(method, config, images)
     u, v, y = two_views(method, config, images.labelled, config.measured_pairs)
     (train, y_train), validation, test = (
         features(method, s) for s in (images.labelled, images.validation, images.test)

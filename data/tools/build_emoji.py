@@ -32,7 +32,10 @@ from PIL import Image
 OUT = Path(__file__).parent.parent
 PACKAGES = {  # what → tarball, its SHA-256
     "noto": ("iconify-json-noto-1.2.9.tgz", "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad"),
-    "fluent": ("iconify-json-fluent-emoji-flat-1.2.6.tgz", "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175"),
+    "fluent": (
+        "iconify-json-fluent-emoji-flat-1.2.6.tgz",
+        "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175",
+    ),
     "twemoji": ("iconify-json-twemoji-1.2.5.tgz", "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7"),
     "cldr": ("cldr-annotations-full-48.2.0.tgz", "28576e51225deb51e3ddd734b0f824a0079682cb5d8c27faa9f68149317a14d1"),
     "emojibase": ("emojibase-data-17.0.0.tgz", "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a"),
@@ -49,11 +52,13 @@ DROPPED = {
     "copyright", "registered", "trade mark", "wavy dash", "part alternation mark", "circled m", "minus", "divide",
     "plus", "multiply", "middle finger", "double exclamation mark", "exclamation question mark",
 }  # fmt: skip
-RUDE = set(
-    "af ass asses asshole bastard bitch boobs bs butt cock crap damn dammit dick fart fck fml fu fuck gtfo hell hoe horny "
-    "kinky knockers litaf lmao lmfao merde naked nsfw nude omfg penis piss pissed poo poop pube pussy screw sex sexy shit "
-    "slut smut stfu sucks tits turd vagina whore wtf wth".split()
-)
+RUDE = {
+    "af", "ass", "asses", "asshole", "bastard", "bitch", "boobs", "bs", "butt", "cock", "crap", "damn",
+    "dammit", "dick", "fart", "fck", "fml", "fu", "fuck", "gtfo", "hell", "hoe", "horny", "kinky", "knockers",
+    "litaf", "lmao", "lmfao", "merde", "naked", "nsfw", "nude", "omfg", "penis", "piss", "pissed", "poo",
+    "poop", "pube", "pussy", "screw", "sex", "sexy", "shit", "slut", "smut", "stfu", "sucks", "tits", "turd",
+    "vagina", "whore", "wtf", "wth",
+}  # fmt: skip
 KINDS = {  # the first letters of a subgroup → its kind, one word that a caption may hold
     "face-": "face", "cat-face": "face", "monkey-face": "face", "heart": "heart", "emotion": "emotion",
     "hand": "hand", "body-parts": "body", "person": "person", "animal-bird": "bird", "animal-bug": "bug",
@@ -104,7 +109,10 @@ def has_no_picture(key: str, name: str, group: str, known: set[str]) -> bool:
         or name in DROPPED
         or "27a1" in parts  # facing right
         or (group == "people-body" and bool({"2642", "2640"} & set(parts[1:])))
-        or (group == "people-body" and bool(re.match(r"(family|couple|kiss|men|women|woman and|people holding)\b", name)))
+        or (
+            group == "people-body"
+            and bool(re.match(r"(family|couple|kiss|men|women|woman and|people holding)\b", name))
+        )
         or (parts[0] in ("1f468", "1f469") and len(parts) > 2 and "-".join(["1f9d1", *parts[1:]]) in known)
     )
 
@@ -213,8 +221,8 @@ def main() -> None:
         differing += [name] if digest != SHA256[name] else []
     if differing:
         sys.exit(
-            f"{', '.join(differing)}: not the embedded file. Use resvg-py 0.5.0 and the Pillow of constraints.txt (this "
-            f"is {PIL.__version__}). Nothing was written."
+            f"{', '.join(differing)}: not the embedded file. Use resvg-py 0.5.0 and the Pillow of constraints.txt "
+            f"(this is {PIL.__version__}). Nothing was written."
         )
     for name, content in packed.items():
         try:

@@ -38,8 +38,9 @@ ROOMS = [
     "bench",
 ]
 FILES = {
-    "training": ["settings", "augment", "encoders", "methods", "config", "data", "sources", "emoji", "progress", "provenance",
-                 "probe", "retrieval", "capture", "loop", "runs", "sweeps", "baselines", "recorded"],
+    "training": ["settings", "augment", "encoders", "methods", "config", "data", "sources", "emoji", "progress",
+                 "provenance", "probe", "retrieval", "pixels", "pairs", "capture", "loop", "runs", "sweeps",
+                 "baselines", "recorded"],
     "diagnose": ["arrays", "sums", "reading", "files", "advice", "table", "figures", "page", "callback"],
     "ledger": ["observed", "claims", "ledger", "scoreboard"],
     "course": ["profiles", "environment", "figures", "forest", "execute", "report"],
