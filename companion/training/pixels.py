@@ -30,7 +30,7 @@ def neighbours(draw: dict, data: Emoji, part: str, artist: str) -> Tensor:
     return torch.stack([x @ y.T for y in seen]).amax(0)
 
 
-class _Ridge:
+class Ridge:
     """Ridge regression from standardised pixels of the seen drawings of training concepts to (concepts, k) targets, for
     any penalty at once."""
 
@@ -55,7 +55,7 @@ class _Ridge:
 def ridge_regression(draw: dict, data: Emoji) -> dict[str, float]:
     """Retrieval by ridge regression from pixels to the words of names, or of names and keywords, and accuracies of
     classes by the same; what does best on the validation concepts."""
-    ridge, words = _Ridge(draw, data), data.vocabulary
+    model, words = Ridge(draw, data), data.vocabulary
     chosen_on = "validation" if len(data.parts["validation"]) else "test"
 
     def vectors(texts):
@@ -69,20 +69,20 @@ def ridge_regression(draw: dict, data: Emoji) -> dict[str, float]:
         return np.mean([-(1 + ranks(s)).log().mean().item() for s in found])
 
     names = {part: vectors(concepts.names) for part, concepts in data.parts.items()}
-    targets = [ridge.to(names["train"][0]), ridge.to(vectors(data.parts["train"].described())[0])]
+    targets = [model.to(names["train"][0]), model.to(vectors(data.parts["train"].described())[0])]
     best = max(((t, p) for t in targets for p in PENALTIES), key=lambda x: quality(*x))
     result = {}
     for prefix, artists in (("ridge_test", data.artists), ("ridge_test_new", data.unseen_artists)):
         s = [cosines("test", artist, *best) for artist in artists]
         result |= mean_of(both_ways(x, prefix) for x in s) if s else {}
-    return result | _ridge_classes(ridge, draw, data, chosen_on)
+    return result | _ridge_classes(model, draw, data, chosen_on)
 
 
-def _ridge_classes(ridge: _Ridge, draw: dict, data: Emoji, chosen_on: str) -> dict[str, float]:
+def _ridge_classes(model: Ridge, draw: dict, data: Emoji, chosen_on: str) -> dict[str, float]:
     result = {}
     for column, classes in (("kind", list(KINDS)), ("group", list(GROUPS))):
         labels = data.parts["train"].table[column]
-        predict = ridge.to(torch.tensor([[float(label == name) for name in classes] for label in labels]))
+        predict = model.to(torch.tensor([[float(label == name) for name in classes] for label in labels]))
 
         def accuracy(part, artists, penalty, predict=predict, column=column, classes=classes):
             found = [predict(draw[part, artist]["pixels"], penalty).argmax(1).tolist() for artist in artists]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from companion.errors import CompanionError
-from companion.training import Config, Contrastive, Labelled, SimCLR, Supervised, Unchanged
+from companion.training import Clip, Config, Contrastive, Labelled, SimCLR, Supervised, Unchanged
 from companion.training import config as module
 from companion.training.augment import AUGMENTATIONS
 from companion.training.config import from_json
@@ -44,6 +44,7 @@ def test_a_changed_default_raises_the_version():
         ({"precision": "8-bit"}, "Unknown precision"),
         ({"accelerator": "gpu"}, "Unknown accelerator 'gpu'"),
         ({"storage": "disk"}, "Unknown storage 'disk'"),
+        ({"optimizer": "adam"}, "Unknown optimizer 'adam'.*Did you mean 'adamw'"),
         ({"schedule": "step"}, "Unknown schedule 'step'.*Did you mean 'steps'"),
         ({"projector_hidden": -1}, "projector_hidden is -1.*at least 0"),
         ({"storage": "files"}, "storage is 'files' and dataset 'eurosat-subset': expected an imagefolder:PATH"),
@@ -132,12 +133,17 @@ CHANGED = {  # of the config, the augmentation and the method: a value that is n
     "projector_dim": 64, "batch_size": 64, "epochs": 3, "learning_rate": 0.1, "momentum": 0.5, "weight_decay": 0.0,
     "warmup_epochs": 2, "measured_pairs": 100, "precision": "bf16-mixed", "accelerator": "cpu", "seed": 7,
     "augmentation": Unchanged(), "method": Labelled(), "calibrate_batch_norm": True, "schedule": "steps",
+    "optimizer": "adamw",
 }  # fmt: skip
 OF_PARTS = {
     SimCLR: {
         "crop_scale": 0.5, "flip": 0.0, "jitter": 0.2, "jitter_probability": 0.5, "grayscale": 0.1, "blur": 0.5,
     },
     Unchanged: {},
+    Clip: {
+        "loss": "siglip", "second": "view", "artists": "noto", "temperature": 0.1, "learned": False, "bias": -5.0,
+        "within_view": True, "vrns": 1.0, "pool": 2, "dropout": 0.1, "word_dim": 64,
+    },
     Contrastive: {
         "loss": "dcl", "temperature": 0.3, "vrns": 1.0, "loss_batch_size": 32, "bias": -5.0, "heads": 2,
         "within_view": True, "keep": 3, "weight": 0.5,
