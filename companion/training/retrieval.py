@@ -75,15 +75,15 @@ def similarities(images: Tensor, texts: Tensor, known: Tensor) -> Tensor:
 
 
 def prompts(classes: dict[str, str], vocabulary) -> dict[str, list[str]]:
-    """The words for each class that are known.
+    """The words for each class that are known; a class without one is left out, and nothing is ever taken for it.
 
     Raises:
-        CompanionError: for a class of which no word is known.
+        CompanionError: if no word of any class is known.
     """
     known = {name: [word for word in words.split() if word in vocabulary.numbers] for name, words in classes.items()}
-    for name, words in known.items():
-        if not words:
-            raise CompanionError(f"No word for the class {name!r} is known: expected one of {classes[name]}.")
+    known = {name: words for name, words in known.items() if words}
+    if not known:
+        raise CompanionError(f"No word for a class is known: expected one of {', '.join(classes.values())}.")
     return known
 
 
