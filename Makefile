@@ -77,11 +77,11 @@ reproduce: $(ready) ## execute the notebooks and print the scoreboard
 	  echo "Notebooks: $(folder)/notebooks/   Scoreboard: $(folder)/scoreboard.html"; exit $$status
 
 reference: ## record the experiments of `cpu` with ten seeds in results/reference/: hours; resumes where it was stopped
-	@$(MAKE) reproduce PROFILE=reference NOTEBOOKS='$(if $(strip $(named)),$(chosen),02 03 04 05 07 08 09 10 12)' CLAIMS=
+	@$(MAKE) reproduce PROFILE=reference NOTEBOOKS='$(if $(strip $(named)),$(chosen),02 03 04 05 07 08 09 10 11 12)' CLAIMS=
 
 notebooks: $(call executed,$(chosen))
 
-$(folder)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard companion/*.py companion/*/*.py companion/*/*/*.py companion/*/*.yaml data/*.jpg)
+$(folder)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard companion/*.py companion/*/*.py companion/*/*/*.py companion/*/*.yaml data/*.jpg data/*.webp data/*.tsv)
 	@$(py) -m companion.course.execute $< --profile $(profile) --dataset '$(DATASET)' --seed $(SEED)
 
 # The scoreboard reads what the other notebooks have filed.

@@ -7,13 +7,14 @@ with extra("train"):
     from companion.training.baselines import baselines, table
     from companion.training.config import Config
     from companion.training.loop import train
-    from companion.training.methods import Batch, Contrastive, Labelled, Method, MoCo, Supervised
+    from companion.training.methods import Batch, Clip, Contrastive, Labelled, Method, MoCo, Supervised
     from companion.training.runs import Run, initial, load_data
     from companion.training.sources import Pairs, Views
     from companion.training.sweeps import run, sweep
 
 __all__ = [
     "Batch",
+    "Clip",
     "Config",
     "Contrastive",
     "Labelled",

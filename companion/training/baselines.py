@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from companion.training.config import Config
-from companion.training.methods import Supervised
+from companion.training.methods import Clip, Supervised
 from companion.training.runs import Run
 from companion.training.sweeps import sweep
 
@@ -20,8 +20,10 @@ def baselines(config: Config) -> dict[str, Config]:
         ``untrained``: the same encoder with the weights that the same seed starts it with, and the statistics of batch
         norm from the training images; ``supervised``: that encoder trained with labels, for as many epochs, no upper
         bound. Only what makes a difference to them is taken over from ``config``, so that many runs
-        share them.
+        share them. Of :class:`~companion.training.Clip` none: its own stand among its metrics.
     """
+    if isinstance(config.method, Clip):
+        return {}
     images = {
         name: getattr(config, name)
         for name in ("dataset", "image_size", "n_train", "n_validation", "storage", "measured_pairs", "accelerator")

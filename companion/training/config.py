@@ -15,12 +15,14 @@ from companion.training.settings import Settings, from_dict
 TRAINING_VERSION = 2
 
 EMBEDDED = "eurosat-subset"  # the data set that lies in the repository
+EMOJI = "emoji"  # and that of drawings with names: see companion.training.emoji
 DATASETS = (
-    EMBEDDED, "eurosat", "fashion-mnist", "cifar10", "cifar100", "svhn", "stl10", "stl10-unlabelled", "digits",
+    EMBEDDED, EMOJI, "eurosat", "fashion-mnist", "cifar10", "cifar100", "svhn", "stl10", "stl10-unlabelled", "digits",
     "imagefolder:PATH",
 )  # fmt: skip
 STORAGE = ("memory", "files")
 SCHEDULES = ("cosine", "steps")
+OPTIMIZERS = ("sgd", "adamw")
 PRECISIONS = ("32-true", "bf16-mixed")
 ACCELERATORS = ("auto", "cpu", "cuda", "mps")
 NEIGHBOURS = 5  # that vote on an image when a run is measured, so the fewest to train on
@@ -50,7 +52,8 @@ class Config(Settings):
     projector_hidden: int = 256  # 0: the projector is one linear map
     projector_dim: int = 128  # the theory's d
 
-    # Optimisation: SGD with momentum, lr = learning_rate * batch_size / 256, linear warm-up, then the schedule.
+    # Optimisation: lr = learning_rate * batch_size / 256, linear warm-up, then the schedule.
+    optimizer: str = "sgd"  # with momentum; or "adamw", whose weight decay spares biases, norms and scales
     batch_size: int = 128  # the optimiser's batch M, in instances (2M views)
     epochs: int = 8  # 0: the untrained network
     learning_rate: float = 0.5
@@ -73,6 +76,7 @@ class Config(Settings):
         choose(self.storage, STORAGE, "storage")
         choose(self.encoder, ENCODERS, "encoder")
         choose(self.schedule, SCHEDULES, "schedule")
+        choose(self.optimizer, OPTIMIZERS, "optimizer")
         choose(self.precision, PRECISIONS, "precision")
         choose(self.accelerator, ACCELERATORS, "accelerator")
         for name, registry in (("augmentation", AUGMENTATIONS), ("method", METHODS)):

@@ -23,13 +23,13 @@ def train(
     method: Method, source: Views, config: Config, *, fabric: Fabric | None = None, checkpoint: Path | None = None,
     track: Callable[[Method], dict[str, float]] = lambda method: {},
 ) -> list[dict]:  # fmt: skip
-    """Train ``method`` in place on the batches of ``source``, by SGD with momentum, on the schedule of
-    :func:`learning_rate`.
+    """Train ``method`` in place on the batches of ``source``, by the optimiser of :func:`optimizer_of`, on the schedule
+    of :func:`learning_rate`.
 
     Args:
         method: what is trained, and for what.
         source: where batches come from.
-        config: epochs, learning rate and its schedule, momentum, weight decay and seed.
+        config: epochs, optimiser, learning rate and its schedule, momentum, weight decay and seed.
         fabric: device and precision; default: the CPU in float32.
         checkpoint: a file to save to after every epoch and to resume from.
         track: numbers to note of the method after every epoch.
@@ -41,8 +41,7 @@ def train(
         CompanionError: if the loss has become NaN or infinite.
     """
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
-    optimizer = torch.optim.SGD(method.parameters(), lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay)
-    wrapped, optimizer = fabric.setup(method, optimizer)
+    wrapped, optimizer = fabric.setup(method, optimizer_of(method, config))
     wrapped.mark_forward_method("loss")  # so that several processes share its gradient
     history = _resume(checkpoint, method, optimizer)
     step_gradient, steps = gradient(wrapped, fabric), len(source)
@@ -68,6 +67,19 @@ def train(
         _save(checkpoint, method, optimizer, history)
     wrapped.eval()
     return history
+
+
+def optimizer_of(method: Method, config: Config) -> torch.optim.Optimizer:
+    """SGD with momentum, or AdamW (Loshchilov & Hutter 2019) with CLIP's second moment, .98, and weight decay on
+    matrices and kernels alone: a learned scale has none."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(method.parameters(), lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay)
+    parameters = list(method.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(config.momentum, 0.98))
 
 
 def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from companion import metrics, paths
 from companion.errors import CompanionError
-from companion.training import data, encoders, probe
-from companion.training.config import TRAINING_VERSION, Config, from_json
+from companion.training import data, emoji, encoders, probe
+from companion.training.config import EMOJI, TRAINING_VERSION, Config, from_json
 from companion.training.loop import seeded
-from companion.training.methods import Method
+from companion.training.methods import Clip, Method
+from companion.training.pairs import measure as measure_pairs
 from companion.training.sources import CHUNK, seed
 
 FILES = ("config.json", "environment.json", "history.csv", "metrics.json", "weights.safetensors")  # of a run
@@ -87,6 +88,8 @@ def complete(path: Path) -> bool:
 def stored(path: Path, *, dataset: str) -> Run:
     """The run in a folder of the store; if its data set is an image folder, ``dataset`` says where that lies."""
     values = _read(path / "config.json", _json)
+    if values.get("dataset") == EMOJI:  # whatever the others are trained on
+        dataset = EMOJI
     version = values.pop("training_version", None)
     if version != TRAINING_VERSION:
         raise CompanionError(
@@ -122,7 +125,13 @@ def _metrics(path: Path) -> dict[str, float]:
 
 
 def load_data(config: Config) -> data.Data:
-    """The data set that ``config`` names, cut and resized as it says."""
+    """The data set that ``config`` names, cut and resized as it says; of the emoji, its seed splits them."""
+    if config.dataset == EMOJI:
+        artists = {"artists": config.method.artists} if isinstance(config.method, Clip) else {}
+        return emoji.load(
+            image_size=config.image_size, n_train=config.n_train, n_validation=config.n_validation, number=config.seed,
+            **artists,
+        )  # fmt: skip
     return data.load(
         config.dataset, image_size=config.image_size, n_train=config.n_train, n_validation=config.n_validation,
         storage=config.storage,
@@ -183,8 +192,11 @@ def measure(method: Method, config: Config, images: data.Data) -> dict[str, floa
 
     Similarity statistics, alignment and uniformity on the projections of augmented training images, as the papers have
     it; probes and tolerance on the encoder's features of unaugmented images. Accuracies are in [0, 1]. What a method
-    with ``votes`` has beside, see :func:`projection_votes`.
+    with ``votes`` has beside, see :func:`projection_votes`. Of a method that is trained on pairs of images and texts,
+    or of drawings, what :func:`companion.training.pairs.measure` says.
     """
+    if isinstance(config.method, Clip):
+        return measure_pairs(method, config, images)
     u, v, y = two_views(method, config, images.labelled, config.measured_pairs)
     (train, y_train), validation, test = (
         features(method, s) for s in (images.labelled, images.validation, images.test)

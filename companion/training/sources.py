@@ -61,8 +61,11 @@ class Views:
         draws = torch.Generator(self.device).manual_seed(seed(self.seed, 3, epoch, self.rank))
         size = order.shape[1]
         for numbers, chunk in self._read(order.flatten().split(max(1, CHUNK // size) * size)):
-            first, second = self._views(chunk, draws), self._second(numbers, chunk, draws)
+            first, second = self._pairs(numbers, chunk, draws)
             yield from map(Batch, first.split(size), second.split(size), chunk.labels.split(size))
+
+    def _pairs(self, numbers: Tensor, chunk: Split, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        return self._views(chunk, draws), self._second(numbers, chunk, draws)
 
     def _views(self, chunk: Split, draws: torch.Generator) -> Tensor:
         return self.augmentation(chunk.images, draws).contiguous(memory_format=torch.channels_last)

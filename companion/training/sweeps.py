@@ -18,9 +18,11 @@ from torch.optim.swa_utils import update_bn
 
 from companion import metrics, store
 from companion.errors import CompanionError, whole
-from companion.training import progress
+from companion.training import emoji, progress
 from companion.training.config import TRAINING_VERSION, Config
 from companion.training.loop import train
+from companion.training.methods import Clip
+from companion.training.pairs import track as track_pairs
 from companion.training.provenance import provenance
 from companion.training.runs import Run, complete, folder, initial, load_data, measure, two_views
 from companion.training.sources import Views
@@ -113,12 +115,11 @@ def _train(config: Config, final: Path) -> None:
         leftover.unlink()
     fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
     images, method = load_data(config), initial(config)
-    source = Views(
-        images.train if config.method.unlabelled else images.labelled,
-        config.augmentation.build(config.image_size), config.batch_size, seed=config.seed, device=fabric.device,
-    )  # fmt: skip
+    source = _source(config, images, fabric.device)
 
     def track(method) -> dict[str, float]:
+        if isinstance(config.method, Clip):
+            return track_pairs(method, config, images)
         u, v, y = two_views(method, config, images.train, TRACKED_PAIRS)
         return metrics.similarity_statistics(u, v) | method.notes(u, v, y)
 
@@ -138,6 +139,18 @@ def _train(config: Config, final: Path) -> None:
     for scaffold in ("checkpoint.pt", "epochs"):
         (partial / scaffold).unlink(missing_ok=True)
     store.publish(partial, final)
+
+
+def _source(config: Config, images, device) -> Views:
+    """Where the batches of a run come from: images, drawings with captions, or drawings of two artists."""
+    augmentation, options = config.augmentation.build(config.image_size), {"seed": config.seed, "device": device}
+    if not isinstance(config.method, Clip):
+        split = images.train if config.method.unlabelled else images.labelled
+        return Views(split, augmentation, config.batch_size, **options)
+    if config.method.second == "text":
+        return emoji.Captions(images, augmentation, config.batch_size, **options)
+    two = config.method.second == "artist"
+    return emoji.Drawings(images, augmentation, config.batch_size, two_artists=two, **options)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from companion.errors import CompanionError
-from companion.training import Config, Contrastive, Labelled, MoCo, SimCLR, Supervised, Unchanged
+from companion.training import Clip, Config, Contrastive, Labelled, MoCo, SimCLR, Supervised, Unchanged
 from companion.training import config as module
 from companion.training.augment import AUGMENTATIONS
 from companion.training.config import from_json
@@ -20,7 +20,7 @@ from companion.training.methods import METHODS, contrastive, labelled
 
 # The training code's version → a digest of every default there is. Defaults are left out of a run's key, so a run that
 # is stored under one default would silently stand for another.
-DEFAULTS = {2: "01a166cf28beadcc"}
+DEFAULTS = {2: "f5956929e5030e58"}
 
 
 def test_a_changed_default_raises_the_version():
@@ -44,6 +44,7 @@ def test_a_changed_default_raises_the_version():
         ({"precision": "8-bit"}, "Unknown precision"),
         ({"accelerator": "gpu"}, "Unknown accelerator 'gpu'"),
         ({"storage": "disk"}, "Unknown storage 'disk'"),
+        ({"optimizer": "adam"}, "Unknown optimizer 'adam'.*Did you mean 'adamw'"),
         ({"schedule": "step"}, "Unknown schedule 'step'.*Did you mean 'steps'"),
         ({"projector_hidden": -1}, "projector_hidden is -1.*at least 0"),
         ({"storage": "files"}, "storage is 'files' and dataset 'eurosat-subset': expected an imagefolder:PATH"),
@@ -82,7 +83,10 @@ def test_a_changed_default_raises_the_version():
         ({"heads": True}, "heads is True: expected 1.*or 2"),
         ({"within_view": True}, "within_view makes no difference to 'nt_xent'"),
         ({"loss": "clip", "within_view": 1}, "within_view is 1: expected True or False"),
-        ({"method": "contrastive"}, "method is 'contrastive': expected one of contrastive, labelled, moco, supervised"),
+        (
+            {"method": "contrastive"},
+            "method is 'contrastive': expected one of clip, contrastive, labelled, moco, supervised",
+        ),
         ({"augmentation": Supervised()}, "augmentation is Supervised.*expected one of simclr, none"),
         ({"method": Labelled(), "loss": "nt_xent"}, "Unknown loss with labels 'nt_xent'"),
         ({"method": Labelled(), "margin": -1}, "margin is -1"),
@@ -132,6 +136,7 @@ CHANGED = {  # of the config, the augmentation and the method: a value that is n
     "projector_dim": 64, "batch_size": 64, "epochs": 3, "learning_rate": 0.1, "momentum": 0.5, "weight_decay": 0.0,
     "warmup_epochs": 2, "measured_pairs": 100, "precision": "bf16-mixed", "accelerator": "cpu", "seed": 7,
     "augmentation": Unchanged(), "method": Labelled(), "calibrate_batch_norm": True, "schedule": "steps",
+    "optimizer": "adamw",
 }  # fmt: skip
 OF_PARTS = {
     SimCLR: {
@@ -139,6 +144,10 @@ OF_PARTS = {
         "rotate": 0.5,
     },
     Unchanged: {},
+    Clip: {
+        "loss": "siglip", "second": "view", "artists": "noto", "temperature": 0.1, "learned": False, "bias": -5.0,
+        "within_view": True, "vrns": 1.0, "pool": 2, "dropout": 0.1, "word_dim": 64,
+    },
     Contrastive: {
         "loss": "dcl", "temperature": 0.3, "vrns": 1.0, "loss_batch_size": 32, "bias": -5.0, "heads": 2,
         "within_view": True, "keep": 3, "weight": 0.5, "known_classes": True,
