@@ -95,11 +95,12 @@ def main() -> int:
         print(f"{name} …", flush=True)
         used = execute(arguments.notebook, out, parameters)
         if not arguments.freeze and profile.name == "reference":
-            from companion.training.recorded import record  # torch takes seconds, and no other profile needs it here
+            from companion.training.config import EMOJI  # torch takes seconds, and no other profile needs it here
+            from companion.training.recorded import record
             from companion.training.runs import stored
 
             runs = (stored(paths.runs() / key, dataset=profile.base.dataset) for key in used)
-            own = (run for run in runs if run.config.dataset == profile.base.dataset)  # a notebook may probe others too
+            own = (run for run in runs if run.config.dataset in (profile.base.dataset, EMOJI))  # others are but probed
             count = record(own, paths.results() / profile.folder / "runs.csv")
             print(f"{name}: {count} runs are recorded", flush=True)
         if arguments.freeze:

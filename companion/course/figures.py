@@ -41,17 +41,21 @@ def panels(columns: int = 1, rows: int = 1, *, height: float = 3.4, **options) -
     return figure, axes.ravel()
 
 
-def show(figure: Figure, alt: str, *, path: Path | None = None) -> None:
+def show(figure: Figure, alt: str, *, path: Path | None = None, colors: int | None = None) -> None:
     """Display a finished figure with a text for those who do not see it, and close it.
 
     Args:
         figure: what :func:`panels` returned.
         alt: what the figure shows, in a sentence or two.
         path: where to write it as a PNG file too.
+        colors: make do with so many, 256 at most, in a third of the bytes; for large plots of lines and text.
     """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=96)
     plt.close(figure)
+    if colors:
+        drawn, buffer = PIL.Image.open(buffer).convert("RGB"), io.BytesIO()
+        drawn.quantize(colors).save(buffer, format="png", optimize=True)
     if path:
         store.write(path, buffer.getvalue())
     display(Image(buffer.getvalue(), alt=alt))

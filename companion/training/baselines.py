@@ -35,7 +35,7 @@ def baselines(config: Config) -> dict[str, Config]:
     }
     schedule = {
         name: getattr(config, name)
-        for name in ("epochs", "learning_rate", "momentum", "weight_decay", "warmup_epochs", "schedule")
+        for name in ("epochs", "learning_rate", "momentum", "weight_decay", "warmup_epochs", "schedule", "optimizer")
     }
     return {
         "pixels": Config(**images, encoder="pixels", epochs=0),

@@ -83,7 +83,9 @@ class Vocabulary:
 
     def knows(self, texts: Sequence[str]) -> Tensor:
         """(n,) booleans: which texts have a word that is known."""
-        return torch.tensor([any(word in self.numbers for word in split_words(text)) for text in texts])
+        return torch.tensor(
+            [any(word in self.numbers for word in split_words(text)) for text in texts], dtype=torch.bool
+        )
 
     def encode(self, texts: Sequence[str], *, length: int = LENGTH) -> Tensor:
         """(n, length) numbers of the known words of each text; the others are left out.

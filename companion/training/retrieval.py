@@ -37,17 +37,20 @@ def ranks(s: Tensor) -> Tensor:
         s: (n, n) similarities; column i is the right answer to row i.
     """
     right = s.diagonal()[:, None]
-    return (s > right).sum(1) + ((s == right).sum(1) - 1) / 2
+    found = (s > right).sum(1) + ((s == right).sum(1) - 1) / 2
+    return found.masked_fill(right[:, 0] == -torch.inf, len(s))  # found by nobody, however few there are
 
 
 def recall(s: Tensor, k: int) -> float:
     """R@k: the share of rows whose own column is among the ``k`` most similar, in [0, 1]; see :func:`ranks`.
 
     Raises:
-        CompanionError: if ``s`` is not square, or k not from 1 to n.
+        CompanionError: if ``s`` is not square or has NaN, or k is not from 1 to n.
     """
     if s.ndim != 2 or s.shape[0] != s.shape[1] or not len(s):
         raise CompanionError(f"Similarities have shape {tuple(s.shape)}: expected (n, n), a text for each image.")
+    if s.isnan().any():
+        raise CompanionError("Similarities have NaN: an encoder gave embeddings that are not finite.")
     if whole(k, "k", least=1) > len(s):
         raise CompanionError(f"k is {k} and there are {len(s)} to choose from: expected at most as many.")
     return (ranks(s) < k).double().mean().item()

@@ -88,15 +88,13 @@ def complete(path: Path) -> bool:
 def stored(path: Path, *, dataset: str) -> Run:
     """The run in a folder of the store; if its data set is an image folder, ``dataset`` says where that lies."""
     values = _read(path / "config.json", _json)
-    if values.get("dataset") == EMOJI:  # whatever the others are trained on
-        dataset = EMOJI
     version = values.pop("training_version", None)
     if version != TRAINING_VERSION:
         raise CompanionError(
             f"{path} is of version {version} of the training code, and this is version {TRAINING_VERSION}: train it "
             "again."
         )
-    if str(values.get("dataset")).startswith("imagefolder:"):
+    if all(str(name).startswith("imagefolder:") for name in (values.get("dataset"), dataset)):
         values["dataset"] = dataset
     return Run(from_json(json.dumps(values)), path)
 

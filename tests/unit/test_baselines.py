@@ -187,7 +187,7 @@ MATTERS = {  # every value of a run → another one, and the baselines to which 
     "projector_hidden": (8, NETWORKS), "projector_dim": (4, NETWORKS), "precision": ("bf16-mixed", NETWORKS),
     "seed": (1, NETWORKS),
     "epochs": (5, LABELS), "learning_rate": (0.1, LABELS), "momentum": (0.5, LABELS), "weight_decay": (0.1, LABELS),
-    "warmup_epochs": (0, LABELS), "schedule": ("steps", LABELS),
+    "warmup_epochs": (0, LABELS), "schedule": ("steps", LABELS), "optimizer": ("adamw", LABELS),
     "calibrate_batch_norm": (True, ()), "method": (Contrastive(temperature=0.5), ()), "batch_size": (16, ()),
 }  # fmt: skip
 

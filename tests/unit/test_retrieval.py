@@ -157,3 +157,11 @@ def test_drawings_of_two_artists_too(quick, results):
     assert {"test_cross_features_r1", "test_cross_pixels_r1", "alignment", "uniformity"} <= set(found.metrics)
     assert "test_image_r1" not in found.metrics
     assert found.method().model.second_projector is None
+
+
+def test_what_is_not_finite_is_no_hit():
+    with pytest.raises(CompanionError, match="Similarities have NaN"):
+        retrieval.recall(torch.full((5, 5), torch.nan), 1)
+    texts, known = torch.eye(8), torch.tensor([True] * 4 + [False] * 4)
+    found = retrieval.both_ways(retrieval.similarities(texts, texts, known), "x")
+    assert found == {"x_image_r1": 0.5, "x_image_r5": 0.5, "x_text_r1": 0.5, "x_text_r5": 0.5}

@@ -103,7 +103,7 @@ class ClipMethod(Method):
         CompanionError: for images that have no words.
     """
 
-    static = False  # the optimiser's step clamps the scale in place
+    static = False  # the forward pass clamps the scale in place; not tried as a CUDA graph
 
     def __init__(self, settings: Clip, config, split):
         if not hasattr(split, "vocabulary"):

@@ -61,18 +61,24 @@ class MoCo(Settings):
         return f"moco-t{self.temperature:g}-K{self.queue}-{self.key_momentum:g}{grouped}"
 
     def build(self, config, split) -> "MoCoMethod":
-        """Raises:
-        CompanionError: if the queue and a batch hold more keys than there are images.
+        """What is trained. With a queue shorter than the data only the first batches of an epoch can meet older keys of
+        their own images.
+
+        Raises:
+            CompanionError: if the queue and a batch hold more keys than there are images.
         """
         if self.queue + config.batch_size > config.n_train:
             raise CompanionError(
                 f"queue is {self.queue} and batch_size {config.batch_size}, more than the {config.n_train} training "
-                "images: a query would meet an older key of its own image among its negatives. Take a shorter queue."
+                "images: a query would always meet an older key of its own image among its negatives. Take a shorter "
+                "queue."
             )
         return MoCoMethod(self, config, split)
 
 
 class MoCoMethod(Method):
+    """Queries, keys and the queue, in one process: of several, each would have a queue of its own."""
+
     def __init__(self, settings: MoCo, config, split):
         super().__init__(encoders.build(config, channels(split)))
         self.settings = settings
