@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import safetensors
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +15,10 @@ from companion.training.emoji import Concepts
 from companion.training.retrieval import both_ways
 
 CHUNK = 128  # images or texts at once
+DAMAGED = (  # what reading something else, or half of it, may raise
+    OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, pickle.UnpicklingError,
+    safetensors.SafetensorError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,13 @@ def open_clip_encoders(path: Path | str, architecture: str) -> Encoders:
     try:
         open_clip.load_checkpoint(model, str(path), strict=True, weights_only=True)
     except RuntimeError as error:
+        if "loading state_dict" not in str(error):  # a zip file that breaks off
+            raise CompanionError(f"{path} is damaged ({str(error)[:120]}): fetch it anew.") from error
         first = next((line.strip() for line in str(error).splitlines()[1:] if line.strip()), str(error))[:120]
         raise CompanionError(
             f"{path} holds no weights of {architecture!r} ({first}): name the architecture that it was trained with."
         ) from error
-    except (OSError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+    except DAMAGED as error:
         raise CompanionError(f"{path} is damaged or no checkpoint ({str(error)[:120]}): fetch it anew.") from error
     settings, tokenizer = open_clip.get_model_preprocess_cfg(model), open_clip.get_tokenizer(architecture)
     mean, std = (torch.tensor(settings[name])[:, None, None] for name in ("mean", "std"))

@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
 from torch import Tensor
 
-from companion.errors import CompanionError
+from companion.errors import CompanionError, whole
 from companion.similarity import Similarity, cosine
 from companion.training.config import NEIGHBOURS
 
@@ -71,8 +71,11 @@ def weighted_knn(
     Returns:
         For each test set, (q,) booleans: which images are classified correctly. Of classes with equal votes the first
         wins.
+
+    Raises:
+        CompanionError: if k is no whole number from 1 to n.
     """
-    if not 1 <= k <= len(train):
+    if whole(k, "k", least=1) > len(train):
         raise CompanionError(f"k is {k}: expected 1 to {len(train)}, the number of training images.")
     classes = int(labels.max()) + 1
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import safetensors.torch
 import torch
 
 from companion.errors import CompanionError
@@ -64,12 +65,22 @@ def test_it_is_evaluated_like_any_two_encoders(saved):
         ("", "ViT-B-33", "Unknown open_clip architecture 'ViT-B-33'.*Did you mean"),
         ("missing", "companion-small", "There is no file"),
         ("damaged", "companion-small", "is damaged or no checkpoint"),
+        ("half", "companion-small", "other.pt is damaged"),
+        ("half.safetensors", "companion-small", "is damaged or no checkpoint"),
+        ("a list", "companion-small", "is damaged or no checkpoint"),
     ],
 )
 def test_what_is_no_checkpoint_of_that_architecture_is_told(saved, tmp_path, change, architecture, expected):
-    path = tmp_path / "other.pt" if change else saved[1]
+    path = tmp_path / ("other.safetensors" if "safetensors" in change else "other.pt") if change else saved[1]
     if change == "damaged":
         path.write_bytes(b"no weights at all")
+    elif change == "a list":
+        torch.save([1, 2], path)
+    elif change.startswith("half"):
+        if "safetensors" in change:
+            safetensors.torch.save_model(saved[0], path)
+        whole = path.read_bytes() if "safetensors" in change else saved[1].read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CompanionError, match=expected):
         open_clip_encoders(path, architecture)
 

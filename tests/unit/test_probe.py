@@ -198,6 +198,8 @@ def test_neighbours_by_another_similarity_and_weights_by_cosine():
 
 def test_more_voters_than_images_are_told():
     x, y = torch.randn(3, 2), torch.arange(3)
-    for k in (0, 4):
-        with pytest.raises(CompanionError, match="expected 1 to 3, the number of training images"):
+    with pytest.raises(CompanionError, match="k is 4: expected 1 to 3, the number of training images"):
+        probe.weighted_knn(x, y, (x, y), k=4)
+    for k in (0, 2.5, True):
+        with pytest.raises(CompanionError, match=f"k is {k}"):
             probe.weighted_knn(x, y, (x, y), k=k)

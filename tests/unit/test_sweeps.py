@@ -7,7 +7,8 @@ import torch
 
 from companion import store
 from companion.errors import CompanionError
-from companion.training import Unchanged, run, runs, sweep, sweeps
+from companion.training import Contrastive, Labelled, Unchanged, run, runs, sweep, sweeps
+from companion.training.data import Data, Split
 
 
 @pytest.fixture
@@ -237,3 +238,11 @@ def test_a_run_has_the_precision_and_the_device_of_its_config(quick, results, tr
     assert asked == ["cuda"]
     with trained[0]["fabric"].autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("method", "part"), [(Contrastive(), "train"), (Labelled(), "labelled")])
+def test_only_a_method_with_labels_leaves_images_without_one_out(tiny, method, part):
+    some = Split(torch.zeros(96, 3, 16, 16, dtype=torch.uint8), torch.arange(96) % 3 - 1)
+    images = Data(some, some[:0], some, "some")
+    source = sweeps._source(tiny.replace(method=method), images, "cpu")
+    assert len(source.split) == len(getattr(images, part)) == {"train": 96, "labelled": 64}[part]
