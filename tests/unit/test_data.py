@@ -37,7 +37,8 @@ def test_the_embedded_file_is_the_documented_one():
 
 def test_the_embedded_images_are_those_that_the_readme_reads(monkeypatch):
     """Its three lines of NumPy are another reader of the file."""
-    lines = re.findall(r"^    ((?:tiles|train).*)$", README, re.M)
+    about = README.partition("## The embedded subset")[2].partition("\n## ")[0]
+    lines = re.findall(r"^    ((?:tiles|train).*)$", about, re.M)
     assert len(lines) == 3
     names = {"np": np, "Image": Image}
     monkeypatch.chdir(paths.ROOT)
@@ -81,7 +82,7 @@ def test_resizing_is_pillows():
         (EMBEDDED, {"n_train": 7_000, "n_validation": 2_000},
          "has 8,000 training images; 7,000 to train on and 2,000 for validation were asked for: lower"),
         (EMBEDDED, {"n_train": 5}, "with every class in proportion"),
-        ("cifar-10", {"n_train": 10}, r"'cifar-10': expected one of eurosat-subset, eurosat, .*Did you mean 'cifar10'"),
+        ("cifar-10", {"n_train": 10}, r"'cifar-10': expected one of eurosat-subset, emoji, eurosat, .*Did you mean 'cifar10'"),
         ("imagefolder:", {"n_train": 10}, "Did you mean 'imagefolder:PATH'"),
     ],
 )  # fmt: skip
