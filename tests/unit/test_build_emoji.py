@@ -1,7 +1,6 @@
 """The script that builds the embedded emoji: its parts, and the whole from the pinned packages."""
 
 import hashlib
-import importlib.util
 import io
 import os
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tools
 from PIL import Image
 
 from companion import paths
@@ -22,10 +22,7 @@ PACKAGES = os.environ.get("EMOJI_PACKAGES", "")  # the folder with the five tarb
 
 @pytest.fixture
 def script():
-    spec = importlib.util.spec_from_file_location("build_emoji", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return tools.load(SCRIPT)
 
 
 @pytest.mark.parametrize("name", ["emoji.webp", "emoji.tsv"])

@@ -1,7 +1,6 @@
 """The script that builds the embedded images: in miniature, on trees that are not EuroSAT, and on EuroSAT itself."""
 
 import hashlib
-import importlib.util
 import io
 import os
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tools
 from PIL import Image
 
 from companion import paths
@@ -21,10 +21,7 @@ TREE = os.environ.get("EUROSAT_TREE", "")  # the folder with the ten class folde
 
 @pytest.fixture
 def script():
-    spec = importlib.util.spec_from_file_location("build_eurosat_subset", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return tools.load(SCRIPT)
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ def test_resizing_is_pillows():
         (EMBEDDED, {"n_train": 7_000, "n_validation": 2_000},
          "has 8,000 training images; 7,000 to train on and 2,000 for validation were asked for: lower"),
         (EMBEDDED, {"n_train": 5}, "with every class in proportion"),
-        ("cifar-10", {"n_train": 10}, r"'cifar-10': expected one of eurosat-subset, emoji, eurosat, .*Did you mean 'cifar10'"),
+        ("cifar-10", {"n_train": 10}, r"'cifar-10': expected one of eurosat-subset, emoji, .*Did you mean 'cifar10'"),
         ("imagefolder:", {"n_train": 10}, "Did you mean 'imagefolder:PATH'"),
     ],
 )  # fmt: skip
