@@ -89,14 +89,16 @@ class Ledger:
         return read(paths.reference() / self.profile.tests_as / "claims.json") if not self.profile.tag else {}
 
     def deciding(self) -> dict[str, dict]:
-        """The record that gives each observed claim its verdict: of one about accuracy, or left to the recorded runs,
-        the recorded reference's, where there is one, since it has more seeds; else what was observed here."""
+        """The record that gives each observed claim its verdict: of one about accuracy, of one on trained networks that
+        chance could turn, or left to the recorded runs, the recorded reference's, where there is one, since it has more
+        seeds; else what was observed here."""
         recorded, records = self.recorded(), self.records()
         found = {claim.id: self._deciding(claim, records.get(claim.id), recorded) for claim in load().values()}
         return {id: record for id, record in found.items() if record}
 
     def _deciding(self, claim: Claim, record: dict | None, recorded: dict[str, dict]) -> dict | None:
-        if self._left(claim, recorded) or (record and claim.accuracy):
+        by_chance = claim.accuracy or (claim.kind == "trained" and not self._found(claim))
+        if self._left(claim, recorded) or (record and by_chance):
             return recorded.get(claim.id, record)
         return record
 
@@ -123,7 +125,8 @@ class Ledger:
     def table(self, *, everything: bool = False) -> pd.DataFrame:
         """One row a claim: this notebook's, or with ``everything`` the whole ledger's.
 
-        The verdict on a claim about accuracy is that of the recorded reference runs, where there are any. A claim
+        The verdict on a claim about accuracy, and on any about trained networks that chance could turn, is that of the
+        recorded reference runs, where there are any. A claim
         without an observation is ``not yet`` (its notebook is still to be run or written), or names the profiles that
         test it.
         """
