@@ -41,9 +41,9 @@ def runs(accuracy=0.7, untrained=0.4, keys="abc"):
 
 @pytest.fixture
 def book(results, monkeypatch):
-    """A ledger of three claims of its own, at profile smoke, without recorded runs."""
+    """A ledger of a few claims of its own, at profile smoke, without recorded runs."""
     entries = {
-        "trained": claim(id="trained", quantity="a difference"),
+        "trained": claim(id="trained", quantity="a difference", found={"smoke": "reproduced"}),
         "accuracy": claim(id="accuracy", accuracy=True, at_least=0.01, at_most=math.inf),
         "formula": claim(id="formula", kind="identity", prediction="", at_least=-1e-9, at_most=1e-9),
         "drawn": claim(id="drawn", kind="simulation"),
@@ -300,8 +300,9 @@ def test_a_profile_that_does_not_test_a_claim_says_which_do(results):
     assert book.table(everything=True).loc[paper, "verdict"] == "at profile paper"
 
 
-def test_the_recorded_tier_decides_about_accuracy_and_stands_beside_the_rest(book, results):
+def test_the_recorded_tier_decides_about_accuracy_and_what_chance_could_turn_and_stands_beside_the_rest(book, results):
     recorded = {
+        "by chance": {"value": 0.9, "low": 0.89, "high": 0.91, "n": 10, "verdict": "reproduced"},
         "accuracy": {"value": 0.0, "low": -0.004, "high": 0.004, "n": 10, "verdict": "not reproduced"},
         "trained": {"value": 0.9, "low": 0.89, "high": 0.91, "n": 10, "verdict": "reproduced"},
     }
@@ -309,7 +310,10 @@ def test_the_recorded_tier_decides_about_accuracy_and_stands_beside_the_rest(boo
     (results / "reference" / "smoke" / "claims.json").write_text(json.dumps(recorded))
     book.check("accuracy", Observed(0.05, 0.04, 0.06, 3), quantity="q", runs=runs())
     book.check("trained", Observed(0.5, -0.4, 1.4, 3), quantity="a difference", runs=runs())
+    ledger_module.load()["by chance"] = claim(id="by chance")  # no verdict of it was found before
+    book.check("by chance", Observed(0.5, -0.4, 1.4, 3), quantity="q", runs=runs())
     table = book.table()
+    assert table.loc["by chance", ["verdict", "agrees"]].tolist() == ["reproduced", "no"]
     assert table.loc["accuracy", ["verdict", "agrees"]].tolist() == ["not reproduced", "no"]
     assert table.loc["trained", ["verdict", "agrees"]].tolist() == ["inconclusive", "no"]
     assert table.loc["trained", ["recorded", "recorded n"]].tolist() == ["0.9000 [0.8900, 0.9100]", 10]
