@@ -116,7 +116,8 @@ def load(name: str = "auto", *, dataset: str = "", seed: int = 0) -> Profile:
         seed: added to every seed of the profile.
 
     Raises:
-        CompanionError: for an unknown profile or data set, or a ``gpu`` or ``paper`` profile where torch sees no CUDA.
+        CompanionError: for an unknown profile or data set, for the emoji, or a ``gpu`` or ``paper`` profile where torch
+            sees no CUDA.
     """
     if name == "auto":
         name = os.environ.get("CONTRASTIVE_PROFILE") or ("gpu" if _cuda() else "cpu")
@@ -127,6 +128,11 @@ def load(name: str = "auto", *, dataset: str = "", seed: int = 0) -> Profile:
         )
     whole(seed, "seed", least=0)
     seeds, data_tag = tuple(s + seed for s in profile.seeds), ""
+    if dataset == "emoji":
+        raise CompanionError(
+            "DATASET is 'emoji', whose concepts every seed splits anew, so that no two runs could be compared as the "
+            "other notebooks do. Leave it out: notebook 11 takes the emoji by itself."
+        )
     if dataset:
         profile = replace(profile, settings=profile.settings | {"dataset": dataset})
         profile.config()  # an unknown data set is told here

@@ -24,7 +24,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from companion import paths, store
 from companion.errors import CompanionError, choose
-from companion.training.config import DATASETS, EMBEDDED
+from companion.training.config import DATASETS, EMBEDDED, EMOJI
 from companion.training.digits import digits
 
 _EMBEDDED_SHA256 = "3c65a1714f4291d8eeb306959f7649a57f6bf09f6945ac59e037cbc349069170"
@@ -118,6 +118,8 @@ def load(name: str, *, image_size: int, n_train: int, n_validation: int = 0, sto
     Raises:
         CompanionError: unknown name; data missing (with the places searched), damaged, or fewer than asked for.
     """
+    if name == EMOJI:
+        raise CompanionError("'emoji' are drawings with names: load them with companion.training.emoji.load.")
     train, test = _load_whole(name, image_size, storage)
     wanted = n_train + n_validation
     if wanted > len(train):

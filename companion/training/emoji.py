@@ -170,8 +170,9 @@ def split(n_train: int, n_validation: int, number: int) -> tuple[Tensor, Tensor,
         number: of the split; the concepts that are left are drawn anew for each.
 
     Raises:
-        CompanionError: if that leaves no concept to test on.
+        CompanionError: for a number below 0, or if that leaves no concept to test on.
     """
+    whole(number, "number of the split", least=0)
     groups, n = concepts().labels().numpy(), len(concepts())
     least = len(np.unique(groups))
     if n_train + n_validation > n - least:

@@ -70,15 +70,17 @@ def train(
 
 
 def optimizer_of(method: Method, config: Config) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW (Loshchilov & Hutter 2019) with CLIP's second moment, .98, and weight decay on
-    matrices and kernels alone: a learned scale has none."""
+    """SGD with momentum and weight decay on all that has a shape, as the papers of SimCLR and MoCo train; or AdamW
+    (Loshchilov & Hutter 2019) with CLIP's second moment, .98, and weight decay on matrices and kernels alone. A learned
+    scale, a number, is decayed by neither."""
+    least = {"sgd": 1, "adamw": 2}[config.optimizer]  # dimensions of what is decayed
+    parts = {True: [], False: []}
+    for parameter in method.parameters():
+        parts[parameter.ndim >= least].append(parameter)
+    decays = {True: config.weight_decay, False: 0.0}
+    groups = [{"params": part, "weight_decay": decays[decayed]} for decayed, part in parts.items() if part]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(method.parameters(), lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay)
-    parameters = list(method.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+        return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum)
     return torch.optim.AdamW(groups, lr=0.0, betas=(config.momentum, 0.98))
 
 

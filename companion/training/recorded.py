@@ -14,7 +14,7 @@ from companion import paths, store
 from companion.errors import CompanionError
 from companion.training import data
 from companion.training.baselines import table
-from companion.training.config import Config, from_json
+from companion.training.config import EMOJI, Config, from_json
 from companion.training.runs import Run
 from companion.training.sweeps import sweep
 
@@ -155,8 +155,10 @@ def _measured(runs: dict[str, Run]) -> set[str]:
 
 
 def _settings(config: Config) -> str:
-    """What counts of a config here: not its seed, and not its data set, which the folder of the table says."""
-    return json.dumps(config.to_dict() | {"seed": 0, "dataset": ""}, sort_keys=True)
+    """What counts of a config here: not its seed, and not its data set, which the folder of the table says; but that of
+    emoji stand in the tables of others."""
+    dataset = EMOJI if config.dataset == EMOJI else ""
+    return json.dumps(config.to_dict() | {"seed": 0, "dataset": dataset}, sort_keys=True)
 
 
 def _shareable(config: Config) -> dict:

@@ -68,7 +68,16 @@ class Run:
         return load_data(self.config)
 
     def two_views(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Projections u, v (k, d) of two augmented views of k training images, and their labels (k,)."""
+        """Projections u, v (k, d) of two augmented views of k training images, and their labels (k,).
+
+        Raises:
+            CompanionError: for a run on images with texts, whose second projector takes no image.
+        """
+        if getattr(self.config.method, "second", "") == "text":
+            raise CompanionError(
+                f"{self.key} was trained on drawings with texts and has no two views of an image: take "
+                "`run.method().project(images, texts)`, with texts from the vocabulary of `run.data()`."
+            )
         return two_views(self.method(), self.config, self.data().labelled, self.config.measured_pairs)
 
     def _read(self, name: str, parse):

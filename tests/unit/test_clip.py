@@ -101,6 +101,9 @@ def test_adamw_spares_what_is_no_matrix(config):
         torch.testing.assert_close(p.detach(), expected, msg=name)
     sgd = optimizer_of(method, config.replace(optimizer="sgd"))
     assert type(sgd) is torch.optim.SGD
+    assert [group["weight_decay"] for group in sgd.param_groups] == [0.5, 0.0]
+    undecayed = {id(p) for p in sgd.param_groups[1]["params"]}
+    assert undecayed == {id(p) for p in method.parameters() if p.ndim == 0} != set()  # the scale, and nothing else
 
 
 def test_adamw_takes_the_steps_of_a_loop_by_hand(config):

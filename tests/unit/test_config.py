@@ -16,7 +16,7 @@ from companion.training import Clip, Config, Contrastive, Labelled, MoCo, SimCLR
 from companion.training import config as module
 from companion.training.augment import AUGMENTATIONS
 from companion.training.config import from_json
-from companion.training.methods import METHODS, contrastive, labelled
+from companion.training.methods import METHODS, clip, contrastive, labelled
 
 # The training code's version → a digest of every default there is. Defaults are left out of a run's key, so a run that
 # is stored under one default would silently stand for another.
@@ -268,8 +268,16 @@ mocos = st.builds(
 labelleds = st.builds(
     Labelled, loss=st.sampled_from(labelled.WITH_MARGIN + labelled.WITH_TEMPERATURE), margin=st.floats(0, 10),
     temperature=positives,
+) | st.builds(Labelled, similarity=st.sampled_from(sorted(labelled.SIMILARITIES)), temperature=positives)  # fmt: skip
+clips = st.builds(
+    Clip, loss=st.sampled_from(clip.WITHIN_VIEW), second=st.just("text"), temperature=positives, learned=st.booleans(),
+    bias=st.floats(-100, 100), within_view=st.booleans(), vrns=st.floats(0, 1e3), dropout=st.floats(0, 0.9),
 )  # fmt: skip
-configs = st.builds(
+on_emoji = st.builds(
+    Config, method=clips, dataset=st.just("emoji"), image_size=st.just(32), n_train=st.just(900),
+    n_validation=st.just(173), optimizer=st.sampled_from(["sgd", "adamw"]), seed=st.integers(0, 2**40),
+)  # fmt: skip
+configs = on_emoji | st.builds(
     Config, method=contrastives | labelleds | mocos | st.just(Supervised()), augmentation=augmentations,
     batch_size=st.sampled_from([8, 64]), learning_rate=positives, epochs=st.integers(0, 500),
     momentum=st.floats(0, 1, exclude_max=True), encoder=st.sampled_from(module.ENCODERS), seed=st.integers(0, 2**40),

@@ -8,6 +8,7 @@ import torch
 from companion import paths
 from companion.errors import CompanionError
 from companion.training import Config, Contrastive, Unchanged, emoji, load_data, run
+from companion.training.data import load as load_images
 
 SIZES = {"n_train": 900, "n_validation": 173}
 
@@ -153,6 +154,8 @@ def test_a_pair_is_two_drawings_of_one_concept_by_two_artists_or_twice_the_same(
         (lambda: emoji.load(**SIZES, artists="noto+noto"), "expected each artist once"),
         (lambda: emoji.load(n_train=1200, n_validation=173), r"1,200 concepts to train on.*of 1,273 that there are"),
         (lambda: load_data(Config(dataset="emoji")), r"4,000 concepts to train on and 2,000 for validation"),
+        (lambda: emoji.load(**SIZES, number=-1), "number of the split is -1"),
+        (lambda: load_images("emoji", image_size=32, n_train=9), "drawings with names: load them with companion"),
         (lambda: emoji.load(n_train=3, n_validation=0), "Cannot choose 3 concepts with every group in proportion"),
         (lambda: emoji.concepts().drawn("noto2"), "Unknown artist 'noto2'.*Did you mean 'noto'"),
         (lambda: emoji.batch_of(emoji.load(**SIZES), "test", "noto", ["face"]), "There are 1 texts for 200 images"),

@@ -108,7 +108,7 @@ class Line(Method):
     def __init__(self, noise=0.1, sick=math.inf, value=math.nan):
         super().__init__(nn.Identity())
         self.noise, self.sick, self.value = noise, sick, value  # from step `sick` on the loss is `value`
-        self.weight = nn.Parameter(torch.tensor(3.0, dtype=torch.float64))
+        self.weight = nn.Parameter(torch.full((1,), 3.0, dtype=torch.float64))  # a bare number has no decay
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self.register_buffer("average", torch.zeros((), dtype=torch.float64))
         self.events = []
@@ -122,7 +122,7 @@ class Line(Method):
     def after_step(self):
         self.events.append("after")
         self.steps += 1
-        self.average = 0.9 * self.average + 0.1 * self.weight.detach()
+        self.average = 0.9 * self.average + 0.1 * self.weight.detach()[0]
 
 
 class Numbers:

@@ -10,6 +10,11 @@ def test_unknown_profile_names_the_known_ones():
         profiles.load("gpus")
 
 
+def test_the_emoji_are_no_data_set_for_every_notebook():
+    with pytest.raises(CompanionError, match=r"DATASET is 'emoji'.*Leave it out: notebook 11"):
+        profiles.load("cpu", dataset="emoji")
+
+
 def test_auto_follows_the_hardware_unless_told(monkeypatch):
     monkeypatch.delenv("CONTRASTIVE_PROFILE", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

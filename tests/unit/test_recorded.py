@@ -241,6 +241,8 @@ def test_matching_ignores_seeds_and_no_other_setting(three, path):
     for name, value in changes.items():
         assert len(recorded.matching([config.replace(**{name: value})])) == 0, name
     assert len(recorded.matching([config], "cpu-cifar10")) == 0
+    assert len(recorded.matching([config.replace(dataset="cifar10")])) == 2  # the folder says which
+    assert len(recorded.matching([config.replace(dataset="emoji")])) == 0  # these stand in any table
 
 
 @pytest.fixture
