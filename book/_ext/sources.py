@@ -1,4 +1,4 @@
-"""What the book takes from the rest of the project: notebooks and READMEs, the files that they link to, CITATION.cff."""
+"""What the book takes from the rest of the project: notebooks, READMEs, files that they link to, CITATION.cff."""
 
 import json
 import os

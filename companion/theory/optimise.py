@@ -18,7 +18,7 @@ SCHEDULES = ("cosine", "constant")
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
-    """How embeddings moved. ``runs`` stands for ``(seeds, *grid)``: each seed starts alike at every point of the grid."""
+    """How embeddings moved. ``runs`` stands for ``(seeds, *grid)``: a seed starts alike at every point of the grid."""
 
     steps: list[int]  #: (k,) the recorded steps; 0 is the start
     loss: Tensor  #: (k, *runs) the loss that was minimised, of a reshuffled partition on that step's batches

@@ -23,8 +23,8 @@ def train(
     method: Method, source: Views, config: Config, *, fabric: Fabric | None = None, checkpoint: Path | None = None,
     track: Callable[[Method], dict[str, float]] = lambda method: {},
 ) -> list[dict]:  # fmt: skip
-    """Train ``method`` in place on the batches of ``source``, by the optimiser of :func:`~companion.training.loop.optimizer_of`,
-    on the schedule of :func:`~companion.training.loop.learning_rate`.
+    """Train ``method`` in place on the batches of ``source``, by the optimiser of
+    :func:`~companion.training.loop.optimizer_of`, on the schedule of :func:`~companion.training.loop.learning_rate`.
 
     Args:
         method: what is trained, and for what.
