@@ -58,7 +58,6 @@ autodoc_inherit_docstrings = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 90
 toc_object_entries_show_parents = "hide"
-viewcode_line_numbers = True
 
 html_theme = "sphinx_book_theme"
 html_title = "Contrastive companion"
@@ -67,6 +66,7 @@ templates_path = ["_templates"]
 html_css_files = ["book.css"]
 html_js_files = [("book.js", {"defer": "defer"})]
 html_math_renderer = "mathml"
+html_context = {"default_mode": "auto"}
 html_copy_source = True
 html_sourcelink_suffix = ""  # so that what is downloaded has the notebook's own name
 html_last_updated_fmt = ""

@@ -37,11 +37,11 @@ def names(source: str) -> list[re.Pattern]:
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
             parts |= {id(part) for part in node.values}
-            texts = [re.escape(p.value) if isinstance(p, ast.Constant) else ".+" for p in node.values]
+            texts = [re.escape(p.value) if isinstance(p, ast.Constant) else ".*" for p in node.values]
             found.append("".join(texts))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts:
             found.append(re.escape(node.value))
-    return [re.compile(text) for text in found if "." in text.replace(".+", "")]
+    return [re.compile(text) for text in found if "." in text.replace(".*", "")]
 
 
 def place(claim: str, cells: list[str]) -> int | None:
@@ -50,8 +50,9 @@ def place(claim: str, cells: list[str]) -> int | None:
     named = [i for i, source in enumerate(cells) if any(p.fullmatch(claim) for p in names(source))]
     exact = [i for i in named if f'"{claim}"' in cells[i]]
     files = [i for i in range(len(cells)) if "ledger.check(" in cells[i]]
+    beyond = [i for i in exact if f'"{claim}"' in cells[i].replace(f'.tests("{claim}")', "")]  # not asked alone whether
     table = [i for i, source in enumerate(cells) if "ledger.table(" in source]
-    for candidates in ([i for i in exact if i in files], [i for i in named if i in files], exact, named, table):
+    for candidates in ([i for i in exact if i in files], [i for i in named if i in files], beyond, exact, named, table):
         if candidates:
             return candidates[0]
     return None

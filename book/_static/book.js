@@ -81,5 +81,10 @@ const reach = () => document.querySelectorAll("div.math, .output.text_html, arti
 reach(); addEventListener("resize", reach); document.fonts.ready.then(reach);
 document.querySelectorAll("article details").forEach((box) => box.addEventListener("toggle", reach));
 
-// The theme's names for these hide the words that they show (WCAG 2.5.3).
-document.querySelectorAll("summary[aria-label], .search-button-field[aria-label]").forEach((e) => e.removeAttribute("aria-label"));
+// The theme's names for these hide the words that they show (WCAG 2.5.3), and for the arrows of its menu it has none.
+for (const named of document.querySelectorAll("article summary[aria-label], .search-button-field[aria-label]")) {
+  named.removeAttribute("aria-label");
+}
+for (const summary of document.querySelectorAll(".bd-sidebar-primary li > details > summary")) {
+  summary.setAttribute("aria-label", `Pages of ${summary.closest("li").querySelector("a").textContent.trim()}`);
+}
