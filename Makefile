@@ -9,6 +9,7 @@ JOBS      ?=
 SEED      ?= 0
 VENV      ?= .venv
 PYTHON    ?= python3
+PORT      ?= 8000
 
 PROFILES := smoke cpu gpu paper reference
 SHELL    := /bin/bash
@@ -44,7 +45,7 @@ export CONTRASTIVE_RESULTS := $(CURDIR)/results
 export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)# two notebooks run at once: threads of one would wait for those of the other
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup lab reproduce reference notebooks test lint freeze bench clean
+.PHONY: help setup lab reproduce reference notebooks test lint freeze book serve bench clean
 
 help: ## print this help
 	@echo "make TARGET [PROFILE=auto] [NOTEBOOKS='08 09'] [CLAIMS='id …'] [DATA=folder] [DATASET=name] [JOBS=n] [SEED=0] [VENV=.venv]"
@@ -64,7 +65,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1): Python 3.11 or newer is needed; name one with PYTHON=…" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(bin)pip install -q -c constraints.txt -e '.[train,course,oracles,dev]'
+	$(bin)pip install -q -c constraints.txt -e '.[train,course,oracles,book,browser,dev]'
 	@touch $@
 
 lab: $(ready) ## open the notebooks in JupyterLab
@@ -103,9 +104,15 @@ freeze: $(ready) ## re-execute the committed notebooks at the cpu profile, in pl
 	@for name in $(chosen); do $(py) -m companion.course.execute notebooks/$$name.ipynb --freeze || exit 1; done
 	@mkdir -p docs && cp results/cpu/*.png docs/
 
+book: $(ready) ## build the site from the committed notebooks, which it does not execute: build/book/index.html
+	$(py) -m sphinx -q -n -W --keep-going -j auto -d build/doctrees book build/book
+
+serve: book ## show the site on this machine alone: http://localhost:$(PORT)
+	$(py) -m http.server --bind 127.0.0.1 --directory build/book $(PORT)
+
 bench: $(ready) ## measure speed and memory of the losses, as ratios
 	$(py) -m companion.bench
 
 clean: ## remove results (not the recorded reference runs) and caches; .venv stays
-	rm -rf .pytest_cache .ruff_cache .hypothesis
+	rm -rf build .pytest_cache .ruff_cache .hypothesis
 	find results -mindepth 1 -maxdepth 1 ! -name reference -exec rm -rf {} + 2>/dev/null || true

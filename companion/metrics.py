@@ -170,7 +170,7 @@ def pulls(
 
 
 def pulls_by_angle(angles: Tensor, strength: Tensor) -> dict[str, float]:
-    """What :func:`pulls` gives, below :data:`NEAR` degrees and between those of :data:`FAR`.
+    """What :func:`pulls` gives, below ``NEAR`` degrees and between those of ``FAR``.
 
     Returns:
         ``near_share``: of the pairs, how many are near; ``near_pull_share``: their share of all pulls; ``near_pull``

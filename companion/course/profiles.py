@@ -20,13 +20,13 @@ class Profile:
 
     name: str
     accelerator: str = "cpu"
-    settings: dict = field(default_factory=dict)  # of every run, where they are not a Config's defaults
-    augmentation: dict = field(default_factory=dict)  # the same of SimCLR's augmentation
+    settings: dict = field(default_factory=dict)  #: of every run, where they are not a Config's defaults
+    augmentation: dict = field(default_factory=dict)  #: the same of SimCLR's augmentation
     seeds: tuple[int, ...] = (0, 1, 2)
-    small_batch: int = 32  # m of the sweeps over other settings
-    tests_as: str = ""  # the profile whose claims and grids it takes; itself, but for the recorded reference
-    tag: str = ""  # set when the user overrides the data set or the seed: no verdict is expected then
-    data_tag: str = ""  # the part of it that names the data set
+    small_batch: int = 32  #: m of the sweeps over other settings
+    tests_as: str = ""  #: the profile whose claims and grids it takes; itself, but for the recorded reference
+    tag: str = ""  #: set when the user overrides the data set or the seed: no verdict is expected then
+    data_tag: str = ""  #: the part of it that names the data set
 
     def __post_init__(self):
         object.__setattr__(self, "tests_as", self.tests_as or self.name)
@@ -55,7 +55,7 @@ class Profile:
         return self.name == "reference" and bool(self.tag)
 
     def config(self, **changes) -> Config:
-        """The profile's base :class:`Config` with some values changed."""
+        """The profile's base :class:`~companion.training.Config` with some values changed."""
         return self.base.replace(**changes)
 
     def configs(self, **changes) -> list[Config]:

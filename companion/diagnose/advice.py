@@ -21,10 +21,10 @@ CLASS_SHARE = 0.5  # of the negatives' variance: structure between classes outwe
 class Advice(NamedTuple):
     """One finding, from the numbers of a reading."""
 
-    finding: str  # what is seen, with the numbers
-    suggestion: str  # what the theory says to try next
-    notebook: str  # path in the project of the notebook that explains it
-    section: str  # its heading there
+    finding: str  #: what is seen, with the numbers
+    suggestion: str  #: what the theory says to try next
+    notebook: str  #: path in the project of the notebook that explains it
+    section: str  #: its heading there
 
 
 NOTEBOOK_00 = "notebooks/00_start_here.ipynb"

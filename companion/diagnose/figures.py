@@ -31,7 +31,7 @@ class Picture(NamedTuple):
 
     title: str
     svg: str
-    alt: str  # what it shows, with its numbers
+    alt: str  #: what it shows, with its numbers
 
 
 def draw(r: Reading) -> list[Picture]:

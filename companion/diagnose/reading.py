@@ -23,26 +23,26 @@ PHASES = ("aligned", "partly separated", "antipodal")  # in the order of compani
 class Spread(NamedTuple):
     """How one set of unit embeddings fills its d dimensions."""
 
-    uniformity: Uniformity  # Wang & Isola (2020, Eq. 5), t = 2
-    mean_length: float  # ‖mean embedding‖ in [0, 1]; 1 is collapse to a point
-    participation_ratio: float  # 1/E[s²] over all ordered pairs, an embedding with itself included; in [1, min(n, d)]
-    centred_ratio: float  # the same of the covariance, (tr Σ)²/tr Σ²: without the mean; 0 if there is nothing else
-    effective_rank: float  # Roy & Vetterli (2007): exp of the entropy of the second moment's spectrum; same range
-    energy_dimensions: int  # how many singular values carry 99 % of the energy, the sum of their squares
-    singular_values: tuple[float, ...]  # (d,) of the (n, d) matrix over √n, falling; their squares add up to 1
+    uniformity: Uniformity  #: Wang & Isola (2020, Eq. 5), t = 2
+    mean_length: float  #: ‖mean embedding‖ in [0, 1]; 1 is collapse to a point
+    participation_ratio: float  #: 1/E[s²] over all ordered pairs, an embedding with itself included; in [1, min(n, d)]
+    centred_ratio: float  #: the same of the covariance, (tr Σ)²/tr Σ²: without the mean; 0 if there is nothing else
+    effective_rank: float  #: Roy & Vetterli (2007): exp of the entropy of the second moment's spectrum; same range
+    energy_dimensions: int  #: how many singular values carry 99 % of the energy, the sum of their squares
+    singular_values: tuple[float, ...]  #: (d,) of the (n, d) matrix over √n, falling; their squares add up to 1
 
 
 class Siglip(NamedTuple):
     """Where SigLIP at fixed scale and bias has its optimum over free embeddings (d >= n), and where its phases end."""
 
-    n: int  # instances that the optimum is of
+    n: int  #: instances that the optimum is of
     scale: float
-    bias: float  # SigLIP's own sign
-    phase: str  # one of PHASES
-    s_pos: float  # at the optimum
+    bias: float  #: SigLIP's own sign
+    phase: str  #: one of PHASES
+    s_pos: float  #: at the optimum
     s_neg: float
-    aligned_below: float | None  # the largest bias of the aligned phase; None for n = 2, which has no other
-    antipodal_above: float | None  # the smallest bias of the antipodal phase
+    aligned_below: float | None  #: the largest bias of the aligned phase; None for n = 2, which has no other
+    antipodal_above: float | None  #: the smallest bias of the antipodal phase
 
 
 class Classes(NamedTuple):
@@ -61,41 +61,41 @@ class Classes(NamedTuple):
 class Target(NamedTuple):
     """The negatives against the training set's simplex (Lee et al. 2025, Definition 5.7)."""
 
-    n: int  # size of the training set
-    value: float  # -1/(n-1)
-    distance: float  # mean of the cross-view negatives minus that
-    vrns: float  # :func:`companion.losses.vrns`: their variance plus the squared distance
+    n: int  #: size of the training set
+    value: float  #: -1/(n-1)
+    distance: float  #: mean of the cross-view negatives minus that
+    vrns: float  #: :func:`companion.losses.vrns`: their variance plus the squared distance
 
 
 class Histogram(NamedTuple):
     """Counts of cosine similarities in equal bins over [-1, 1]."""
 
     positive: tuple[int, ...]
-    negative: tuple[int, ...]  # cross-view; of the pairs that the uniformity rests on
+    negative: tuple[int, ...]  #: cross-view; of the pairs that the uniformity rests on
 
 
 @dataclass(frozen=True)
 class Reading:
     """What :func:`diagnose` found; all similarities are cosines, all moments population moments, in float64."""
 
-    pairs: int  # n
-    dimension: int  # d
-    alignment: float  # Wang & Isola (2020, Eq. 4), α = 2: mean ‖u_i - v_i‖², in [0, 4]; 0 is perfect
-    positive: Similarities  # u_iᵀv_i
-    negative: Similarities  # cross-view, u_iᵀv_j with i ≠ j
-    within_u: Similarities  # u_iᵀu_j with i ≠ j
+    pairs: int  #: n
+    dimension: int  #: d
+    alignment: float  #: Wang & Isola (2020, Eq. 4), α = 2: mean ‖u_i - v_i‖², in [0, 4]; 0 is perfect
+    positive: Similarities  #: u_iᵀv_i
+    negative: Similarities  #: cross-view, u_iᵀv_j with i ≠ j
+    within_u: Similarities  #: u_iᵀu_j with i ≠ j
     within_v: Similarities
     u: Spread
     v: Spread
-    both: Spread  # of the 2n embeddings together
-    gap: float  # modality gap ‖mean u - mean v‖, in [0, 2]
-    gap_share: float  # its square as a share of the alignment, in [0, 1]; 0 where the alignment is 0
-    bound: float | None  # the most that the positives' mean can be, sharp form of Theorem 5.2; None for n = 2
-    bound_printed: float  # the same by Eq. 7 as printed
+    both: Spread  #: of the 2n embeddings together
+    gap: float  #: modality gap ‖mean u - mean v‖, in [0, 2]
+    gap_share: float  #: its square as a share of the alignment, in [0, 1]; 0 where the alignment is 0
+    bound: float | None  #: the most that the positives' mean can be, sharp form of Theorem 5.2; None for n = 2
+    bound_printed: float  #: the same by Eq. 7 as printed
     histogram: Histogram
-    siglip: Siglip | None = None  # with scale and bias
-    classes: Classes | None = None  # with labels
-    target: Target | None = None  # with n
+    siglip: Siglip | None = None  #: with scale and bias
+    classes: Classes | None = None  #: with labels
+    target: Target | None = None  #: with n
 
     @property
     def simplex(self) -> float:

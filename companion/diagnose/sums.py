@@ -34,20 +34,20 @@ class Uniformity(NamedTuple):
     """Uniformity, log E exp(-2‖a-b‖²), in [-8, 0]; lower is more uniform."""
 
     value: float
-    low: float  # 95 % interval of what all pairs would give; from the value to the value if it is exact
+    low: float  #: 95 % interval of what all pairs would give; from the value to the value if it is exact
     high: float
-    pairs: int  # how many pairs it rests on
-    exact: bool  # whether these are all
+    pairs: int  #: how many pairs it rests on
+    exact: bool  #: whether these are all
 
 
 class Totals(NamedTuple):
     """What one look at every pair, and one at every embedding, give."""
 
-    positives: Tensor  # (n,) u_iᵀv_i
-    alignment: float  # mean ‖u_i - v_i‖²
-    means: tuple[Tensor, Tensor]  # (d,) each
-    covariances: tuple[Tensor, Tensor]  # (d, d) each
-    class_sums: tuple[Tensor, Tensor] | None  # (C, d) each
+    positives: Tensor  #: (n,) u_iᵀv_i
+    alignment: float  #: mean ‖u_i - v_i‖²
+    means: tuple[Tensor, Tensor]  #: (d,) each
+    covariances: tuple[Tensor, Tensor]  #: (d, d) each
+    class_sums: tuple[Tensor, Tensor] | None  #: (C, d) each
 
 
 def totals(u: Rows, v: Rows, y: Tensor | None = None, n_classes: int = 0) -> Totals:
@@ -99,10 +99,10 @@ def off_the_diagonal(n: int, means, covariances, diagonal: Tensor) -> Similariti
 class Potentials(NamedTuple):
     """Means of exp(-2‖a-b‖²) over pairs of different instances, a row a block of them; and what was met on the way."""
 
-    means: Tensor  # (blocks, 3): within u, within v, across
-    pairs: int  # i < j, in all blocks together
+    means: Tensor  #: (blocks, 3): within u, within v, across
+    pairs: int  #: i < j, in all blocks together
     exact: bool
-    histogram: Tensor  # (BINS,) counts of the cross-view similarities
+    histogram: Tensor  #: (BINS,) counts of the cross-view similarities
 
 
 def potentials(u: Rows, v: Rows, max_pairs: int, seed: int) -> Potentials:

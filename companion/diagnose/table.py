@@ -13,7 +13,7 @@ class Row(NamedTuple):
 
     name: str
     value: str
-    meaning: str  # what it can be compared with
+    meaning: str  #: what it can be compared with
 
 
 def tables(r: Reading) -> dict[str, list[Row]]:

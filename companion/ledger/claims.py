@@ -79,7 +79,7 @@ class Claim:
 
 
 def verdict(claim: Claim, observed: Observed) -> str:
-    """One of :data:`VERDICTS`: *reproduced* if the whole interval lies in the claim's range, *not reproduced* if none
+    """One of ``VERDICTS``: *reproduced* if the whole interval lies in the claim's range, *not reproduced* if none
     of it does, else *inconclusive*."""
     if claim.at_least <= observed.low and observed.high <= claim.at_most:
         return "reproduced"

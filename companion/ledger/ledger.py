@@ -176,7 +176,7 @@ class Ledger:
 
 
 def learnt(tables: Iterable[pd.DataFrame]) -> bool:
-    """Whether the networks of these tables beat untrained ones by more than :data:`LEARNT`, on average over the runs of
+    """Whether the networks of these tables beat untrained ones by more than ``LEARNT``, on average over the runs of
     the table that does so by most: of a comparison one side must have learnt, or there is nothing to compare."""
     runs = (table.drop_duplicates("key") for table in tables)
     gains = [(table["linear_accuracy"] - table["untrained_accuracy"]).mean() for table in runs]

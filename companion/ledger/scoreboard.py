@@ -28,8 +28,8 @@ def holm(p_values: dict[str, float], *, level: float = 1 - LEVEL) -> set[str]:
 def p_values(records: dict[str, dict]) -> dict[str, float]:
     """Of every measured claim, decided or not, how easily chance gives a value so far to its side of the range's end.
 
-    ``records`` are those that decide: :meth:`Ledger.deciding`. An identity has none, nor a claim that was not tested
-    because nothing was learnt.
+    ``records`` are those that decide: :meth:`~companion.ledger.Ledger.deciding`. An identity has none, nor a claim
+    that was not tested because nothing was learnt.
     """
     claims = load()
     return {

@@ -84,7 +84,7 @@ class Member:
     """A named loss and its place in a family. φ and ψ take x, n, and the loss's own hyperparameters by keyword."""
 
     name: str
-    loss: Callable  # of companion.losses; the same value as the family's
+    loss: Callable  #: of companion.losses; the same value as the family's
     family: Callable
     phi: Callable
     psi: Callable
@@ -94,7 +94,7 @@ class Member:
     c2: float
 
     def in_family(self, u: Tensor, v: Tensor, *, similarity=cosine, **hyperparameters) -> Tensor:
-        """The loss as an instance of its family; hyperparameters as in :attr:`loss`."""
+        """The loss as an instance of its family; hyperparameters as in ``loss``."""
         known = {"n": len(u), **hyperparameters}
         phi, psi = (lambda x, f=f: f(x, **known) for f in (self.phi, self.psi))
         return self.family(u, v, phi=phi, psi=psi, c1=self.c1, c2=self.c2, similarity=similarity)

@@ -21,7 +21,7 @@ Term = Callable[[Tensor], Tensor]
 
 
 def terms(member: Member, n: int, **hyperparameters) -> tuple[Term, Term]:
-    """φ and ψ of a named loss of :data:`companion.losses.families.ADDITIVE_FAMILY` at given hyperparameters."""
+    """φ and ψ of a named loss of ``companion.losses.families.ADDITIVE_FAMILY`` at given hyperparameters."""
     return partial(member.phi, n=n, **hyperparameters), partial(member.psi, n=n, **hyperparameters)
 
 
@@ -81,9 +81,9 @@ def siglip_boundaries(n: int, scale) -> tuple[Tensor, Tensor]:
 class Optimum(NamedTuple):
     """The best a :func:`companion.theory.shifted_simplex` can do; each field has the shape of the hyperparameters."""
 
-    a: Tensor  # shift in [0, 1]
-    s_pos: Tensor  # 1 - 2a²
-    s_neg: Tensor  # every negative: -(1-a²)/(n-1) - a²
+    a: Tensor  #: shift in [0, 1]
+    s_pos: Tensor  #: 1 - 2a²
+    s_neg: Tensor  #: every negative: -(1-a²)/(n-1) - a²
     loss: Tensor
 
     @property

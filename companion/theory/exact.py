@@ -21,9 +21,9 @@ ARRANGEMENTS = ("orthogonal", "coincident", "random")
 class Moments(NamedTuple):
     """Moments of the similarities of a configuration; population moments, since the pairs are the population."""
 
-    s_pos: Tensor  # (...,) mean similarity of the n positive pairs
-    s_neg: Tensor  # (...,) mean similarity of the n(n-1) cross-view negative pairs
-    variance: Tensor  # (...,) variance of those negatives
+    s_pos: Tensor  #: (...,) mean similarity of the n positive pairs
+    s_neg: Tensor  #: (...,) mean similarity of the n(n-1) cross-view negative pairs
+    variance: Tensor  #: (...,) variance of those negatives
 
 
 def moments(u: Tensor, v: Tensor) -> Moments:

@@ -18,16 +18,16 @@ SCHEDULES = ("cosine", "constant")
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
-    """How embeddings moved. ``runs`` stands for (seeds, *grid): each seed starts alike at every point of the grid."""
+    """How embeddings moved. ``runs`` stands for ``(seeds, *grid)``: a seed starts alike at every point of the grid."""
 
-    steps: list[int]  # (k,) the recorded steps; 0 is the start
-    loss: Tensor  # (k, *runs) the loss that was minimised, of a reshuffled partition on that step's batches
-    s_pos: Tensor  # (k, *runs) mean similarity of the positives
-    s_neg: Tensor  # (k, *runs) mean similarity of all cross-view negatives, whether in one batch or not
-    variance: Tensor  # (k, *runs) variance of those
-    u: Tensor  # (k, *runs, n, d) first view, unit vectors; k = 1, the end alone, unless frames were asked for
-    v: Tensor  # (k, *runs, n, d) second view
-    trained: dict[str, Tensor]  # (k, *runs) each trained hyperparameter
+    steps: list[int]  #: (k,) the recorded steps; 0 is the start
+    loss: Tensor  #: (k, *runs) the loss that was minimised, of a reshuffled partition on that step's batches
+    s_pos: Tensor  #: (k, *runs) mean similarity of the positives
+    s_neg: Tensor  #: (k, *runs) mean similarity of all cross-view negatives, whether in one batch or not
+    variance: Tensor  #: (k, *runs) variance of those
+    u: Tensor  #: (k, *runs, n, d) first view, unit vectors; k = 1, the end alone, unless frames were asked for
+    v: Tensor  #: (k, *runs, n, d) second view
+    trained: dict[str, Tensor]  #: (k, *runs) each trained hyperparameter
 
 
 def optimise(

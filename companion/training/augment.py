@@ -30,13 +30,13 @@ class SimCLR(Settings):
     which it tried and left out (its Figure 5)."""
 
     name: ClassVar[str] = "simclr"
-    crop_scale: float = 0.2  # smallest share of the area that a crop keeps
-    flip: float = 0.5  # probability
-    jitter: float = 0.1  # strength of brightness, contrast and saturation; a quarter of it for hue
+    crop_scale: float = 0.2  #: smallest share of the area that a crop keeps
+    flip: float = 0.5  #: probability
+    jitter: float = 0.1  #: strength of brightness, contrast and saturation; a quarter of it for hue
     jitter_probability: float = 0.8
-    grayscale: float = 0.0  # probability (colour images only)
-    blur: float = 0.0  # probability
-    rotate: float = 0.0  # probability of one, two or three quarter turns
+    grayscale: float = 0.0  #: probability (colour images only)
+    blur: float = 0.0  #: probability
+    rotate: float = 0.0  #: probability of one, two or three quarter turns
 
     def validate(self):
         positive(self.crop_scale, "crop_scale")
@@ -134,7 +134,7 @@ class RandomView(nn.Module):
 def draw_crops(n: int, height: int, width: int, scale: float, uniform) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Top, left, height and width of n crops, (n,) whole numbers each, as torchvision's RandomResizedCrop draws them.
 
-    Its area is uniform between ``scale`` and 1 of the image's, its ratio log-uniform in :data:`RATIO`; of ten
+    Its area is uniform between ``scale`` and 1 of the image's, its ratio log-uniform in ``RATIO``; of ten
     attempts the first that fits is taken, or else the whole image, cut to the nearest ratio allowed.
     """
     area = height * width * uniform(ATTEMPTS, n, low=scale)

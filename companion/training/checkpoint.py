@@ -74,7 +74,7 @@ def evaluate(encoders: Encoders, concepts: Concepts, artist: str, *, template: s
     Args:
         encoders: from :func:`open_clip_encoders`, or any two functions.
         concepts: whose drawings and names.
-        artist: one of :data:`companion.training.emoji.ARTISTS`.
+        artist: one of ``companion.training.emoji.ARTISTS``.
         template: a text with ``{}`` in place of the name, such as ``"an emoji of a {}"``.
 
     Raises:

@@ -38,32 +38,32 @@ class Config(Settings):
 
     # Data: one of DATASETS
     dataset: str = EMBEDDED
-    image_size: int = 16  # pixels a side
-    n_train: int = 4000  # images to train on: the theory's n
-    n_validation: int = 2000  # training images set aside to choose hyperparameters on
-    storage: str = "memory"  # or "files": read an image folder batch by batch, for what does not fit
+    image_size: int = 16  #: pixels a side
+    n_train: int = 4000  #: images to train on: the theory's n
+    n_validation: int = 2000  #: training images set aside to choose hyperparameters on
+    storage: str = "memory"  #: or "files": read an image folder batch by batch, for what does not fit
 
     augmentation: Settings = SimCLR()
     method: Settings = Contrastive()
 
     # Model
     encoder: str = "small"
-    width: int = 24  # channels of the small net's first layer
-    projector_hidden: int = 256  # 0: the projector is one linear map
-    projector_dim: int = 128  # the theory's d
+    width: int = 24  #: channels of the small net's first layer
+    projector_hidden: int = 256  #: 0: the projector is one linear map
+    projector_dim: int = 128  #: the theory's d
 
     # Optimisation: lr = learning_rate * batch_size / 256, linear warm-up, then the schedule.
-    optimizer: str = "sgd"  # with momentum; or "adamw", whose weight decay spares biases, norms and scales
-    batch_size: int = 128  # the optimiser's batch M, in instances (2M views)
-    epochs: int = 8  # 0: the untrained network
+    optimizer: str = "sgd"  #: with momentum; or "adamw", whose weight decay spares biases, norms and scales
+    batch_size: int = 128  #: the optimiser's batch M, in instances (2M views)
+    epochs: int = 8  #: 0: the untrained network
     learning_rate: float = 0.5
     momentum: float = 0.9
     weight_decay: float = 1e-4
     warmup_epochs: int = 1
-    schedule: str = "cosine"  # to 0; or "steps": a tenth of it after each milestone of the loop
-    calibrate_batch_norm: bool = False  # take its statistics from an epoch of views at the end: of untrained networks
+    schedule: str = "cosine"  #: to 0; or "steps": a tenth of it after each milestone of the loop
+    calibrate_batch_norm: bool = False  #: take its statistics from an epoch of views at the end: of untrained networks
 
-    measured_pairs: int = 2000  # positive pairs behind the reported similarity statistics; the papers take 5,000
+    measured_pairs: int = 2000  #: positive pairs behind the reported similarity statistics; the papers take 5,000
     precision: str = "32-true"
     accelerator: str = "auto"
     seed: int = 0

@@ -65,8 +65,8 @@ class Split:
 class FileSplit:
     """Images that stay in their files until they are asked for; ``split[index]`` reads them into a :class:`Split`."""
 
-    files: np.ndarray  # (n,) paths
-    labels: Tensor  # (n,) int64
+    files: np.ndarray  #: (n,) paths
+    labels: Tensor  #: (n,) int64
     image_size: int
 
     def __len__(self) -> int:
@@ -107,7 +107,7 @@ def load(name: str, *, image_size: int, n_train: int, n_validation: int = 0, sto
     The cut is stratified by class and the same for every seed of a run.
 
     Args:
-        name: one of :data:`companion.training.config.DATASETS`. ``imagefolder:PATH`` is a tree
+        name: one of ``companion.training.config.DATASETS``. ``imagefolder:PATH`` is a tree
             ``PATH/train/<class>/*``, ``PATH/test/<class>/*``; a relative PATH is also looked for below the data
             folders.
         image_size: pixels a side; images are resized so and centre-cropped to a square.

@@ -122,8 +122,8 @@ class Emoji(Data):
     """A split: as images with the labels of their groups, for any method, and as concepts, for :class:`Captions` and
     :class:`Drawings`."""
 
-    artists: tuple[str, ...]  # whose drawings are trained on
-    parts: dict[str, Concepts]  # "train", "validation", "test"
+    artists: tuple[str, ...]  #: whose drawings are trained on
+    parts: dict[str, Concepts]  #: "train", "validation", "test"
 
     @property
     def vocabulary(self) -> Vocabulary:

@@ -23,8 +23,8 @@ def train(
     method: Method, source: Views, config: Config, *, fabric: Fabric | None = None, checkpoint: Path | None = None,
     track: Callable[[Method], dict[str, float]] = lambda method: {},
 ) -> list[dict]:  # fmt: skip
-    """Train ``method`` in place on the batches of ``source``, by the optimiser of :func:`optimizer_of`, on the schedule
-    of :func:`learning_rate`.
+    """Train ``method`` in place on the batches of ``source``, by the optimiser of
+    :func:`~companion.training.loop.optimizer_of`, on the schedule of :func:`~companion.training.loop.learning_rate`.
 
     Args:
         method: what is trained, and for what.
@@ -86,7 +86,7 @@ def optimizer_of(method: Method, config: Config) -> torch.optim.Optimizer:
 
 def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
     """Linear warm-up to ``learning_rate · M / 256``, then half a cosine to 0 (Loshchilov & Hutter 2017); or ``steps``:
-    that rate, and a tenth of it from each of :data:`MILESTONES` on, rounded to whole epochs."""
+    that rate, and a tenth of it from each of ``MILESTONES`` on, rounded to whole epochs."""
     peak = config.learning_rate * config.batch_size / 256
     warmup, total = config.warmup_epochs * steps_per_epoch, config.epochs * steps_per_epoch
     if step < warmup:

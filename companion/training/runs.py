@@ -45,7 +45,7 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What :func:`measure` found at the end of the training."""
+        """What :func:`~companion.training.runs.measure` found at the end of the training."""
         return self._read("metrics.json", _metrics)
 
     @property

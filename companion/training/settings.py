@@ -18,8 +18,8 @@ class Settings:
     of NumPy's becomes an ``int``.
     """
 
-    name: ClassVar[str] = ""  # under which a registry knows it
-    unlabelled: ClassVar[bool] = False  # of a method: whether it trains on images without a label too
+    name: ClassVar[str] = ""  #: under which a registry knows it
+    unlabelled: ClassVar[bool] = False  #: of a method: whether it trains on images without a label too
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -35,7 +35,7 @@ class Settings:
         self.validate()
 
     def validate(self) -> None:
-        """Raise a :class:`CompanionError` if a value is outside its range."""
+        """Raise a :class:`~companion.errors.CompanionError` if a value is outside its range."""
 
     def replace(self, **changes):
         """A copy with some values changed.

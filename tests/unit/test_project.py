@@ -262,9 +262,9 @@ def test_environment_yml_leaves_the_dependencies_to_pyproject():
     *options, package = pip["pip"]
     assert options == ["-c constraints.txt"]
     extras = re.fullmatch(r"-e \.\[(.*)\]", package).group(1).split(",")
-    assert extras == ["train", "course", "oracles", "dev"]
+    assert extras == ["train", "course", "oracles", "book", "browser", "dev"]
     assert set(extras) <= set(PYPROJECT["project"]["optional-dependencies"])
-    assert "'.[train,course,oracles,dev]'" in (paths.ROOT / "Makefile").read_text()
+    assert f"'.[{','.join(extras)}]'" in (paths.ROOT / "Makefile").read_text()
     assert environment["name"] == PYPROJECT["project"]["name"]
 
 
@@ -273,7 +273,7 @@ def test_constraints_pin_every_dependency_within_its_bounds_and_name_no_address(
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+( ;.*)?", line) for line in lines if line), lines
     pins = {plain(line.split("==")[0]): line.split("==")[1] for line in lines if line}
     extras = PYPROJECT["project"]["optional-dependencies"]
-    needed = [text for name in ("train", "course", "oracles", "dev") for text in extras[name]]
+    needed = [text for name in ("train", "course", "oracles", "book", "browser", "dev") for text in extras[name]]
     for text in (*PYPROJECT["project"]["dependencies"], *needed):
         requirement = Requirement(text)
         if requirement.name == PYPROJECT["project"]["name"]:  # an extra that includes another
@@ -311,7 +311,7 @@ def test_the_project_speaks_of_itself_alone():
     hosts = ["py" + "pi.org", "python" + "hosted.org", "registry." + "npmjs", "deb." + "debian.org"]
     for name in tracked.stdout.splitlines():
         path = paths.ROOT / name
-        if path.suffix in {".jpg", ".png", ".webp"} or not path.is_file():
+        if path.suffix in {".jpg", ".png", ".webp", ".woff2"} or not path.is_file():
             continue
         text = path.read_text()
         assert not [host for host in hosts if host in text], name

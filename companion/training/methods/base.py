@@ -10,9 +10,9 @@ from companion.training.encoders import Model
 class Batch(NamedTuple):
     """What a source hands to a method."""
 
-    first: Tensor  # (m, c, s, s) first views, in [0, 1]
-    second: Tensor  # (m, c, s, s) second views; of image–text pairs (m, length) token numbers
-    labels: Tensor  # (m,) class numbers, which a method without labels leaves alone
+    first: Tensor  #: (m, c, s, s) first views, in [0, 1]
+    second: Tensor  #: (m, c, s, s) second views; of image–text pairs (m, length) token numbers
+    labels: Tensor  #: (m,) class numbers, which a method without labels leaves alone
 
 
 class Method(nn.Module):

@@ -24,15 +24,15 @@ class Clip(Settings):
     name: ClassVar[str] = "clip"
     loss: str = "clip"
     second: str = "text"
-    artists: str = "noto+twemoji"  # whose drawings are trained on; the others' are kept for tests
-    temperature: float = 0.07  # where 1 / scale starts; of SigLIP 0.1
-    learned: bool = True  # the scale, and SigLIP's bias: learned, or fixed where they start
-    bias: float = -10.0  # of SigLIP, where it starts
-    within_view: bool = False  # within-view negatives too: c₂ = 1
-    vrns: float = 0.0  # the weight λ of Lee et al. 2025, Definition 5.7
-    pool: int = 4  # pixels a side of the last feature map that the projection sees, of the small encoder
-    dropout: float = 0.3  # of the image features, before the projection
-    word_dim: int = 128  # of a word's embedding
+    artists: str = "noto+twemoji"  #: whose drawings are trained on; the others' are kept for tests
+    temperature: float = 0.07  #: where 1 / scale starts; of SigLIP 0.1
+    learned: bool = True  #: the scale, and SigLIP's bias: learned, or fixed where they start
+    bias: float = -10.0  #: of SigLIP, where it starts
+    within_view: bool = False  #: within-view negatives too: c₂ = 1
+    vrns: float = 0.0  #: the weight λ of Lee et al. 2025, Definition 5.7
+    pool: int = 4  #: pixels a side of the last feature map that the projection sees, of the small encoder
+    dropout: float = 0.3  #: of the image features, before the projection
+    word_dim: int = 128  #: of a word's embedding
 
     def validate(self):
         choose(self.loss, LOSSES, "loss of images and texts")

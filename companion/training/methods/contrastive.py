@@ -28,15 +28,15 @@ class Contrastive(Settings):
     name: ClassVar[str] = "contrastive"
     unlabelled: ClassVar[bool] = True
     loss: str = "nt_xent"
-    temperature: float = 0.2  # of SigLIP: 1 / scale; the spectral loss and those with a weight have none
-    bias: float = -10.0  # of SigLIP
-    keep: int | None = None  # hardest negatives that an anchor keeps; None: all of them
-    weight: float = 1.0  # of the negatives' mean in the simple loss; of uniformity against alignment
-    within_view: bool = False  # within-view negatives too: c₂ = 1
-    known_classes: bool = False  # of NT-Xent: images of an anchor's own class are no negatives; it sees the labels
-    vrns: float = 0.0  # the weight λ of Definition 5.7; 0 switches it off
-    loss_batch_size: int | None = None  # the loss's m; must divide the batch size M; None: m = M
-    heads: int = 1  # projectors: 1 for both views, or 2, one for each, as for images and texts in CLIP
+    temperature: float = 0.2  #: of SigLIP: 1 / scale; the spectral loss and those with a weight have none
+    bias: float = -10.0  #: of SigLIP
+    keep: int | None = None  #: hardest negatives that an anchor keeps; None: all of them
+    weight: float = 1.0  #: of the negatives' mean in the simple loss; of uniformity against alignment
+    within_view: bool = False  #: within-view negatives too: c₂ = 1
+    known_classes: bool = False  #: of NT-Xent: images of an anchor's own class are no negatives; it sees the labels
+    vrns: float = 0.0  #: the weight λ of Definition 5.7; 0 switches it off
+    loss_batch_size: int | None = None  #: the loss's m; must divide the batch size M; None: m = M
+    heads: int = 1  #: projectors: 1 for both views, or 2, one for each, as for images and texts in CLIP
 
     def validate(self):
         choose(self.loss, LOSSES, "loss")

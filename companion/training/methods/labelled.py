@@ -24,9 +24,9 @@ class Labelled(Settings):
 
     name: ClassVar[str] = "labelled"
     loss: str = "triplet"
-    margin: float = 0.2  # of the margin losses
-    temperature: float = 0.1  # of the others
-    similarity: str = "cosine"  # one of SIMILARITIES; Euclidean sees the projections at their own length
+    margin: float = 0.2  #: of the margin losses
+    temperature: float = 0.1  #: of the others
+    similarity: str = "cosine"  #: one of SIMILARITIES; Euclidean sees the projections at their own length
 
     def validate(self):
         choose(self.loss, WITH_MARGIN + WITH_TEMPERATURE, "loss with labels")

@@ -1,0 +1,90 @@
+// Animations: a button to stop and to start (WCAG 2.2.2), and at rest from the start for who asks for less motion.
+for (const gif of document.querySelectorAll('article img[src$=".gif"]')) {
+  const still = document.createElement("canvas"), button = document.createElement("button");
+  const show = (moving) => {
+    if (!moving) {
+      still.width = gif.naturalWidth; still.height = gif.naturalHeight;
+      still.getContext("2d").drawImage(gif, 0, 0);
+      still.style.cssText = `max-width:100%;width:${gif.clientWidth || gif.naturalWidth}px`;
+    }
+    gif.hidden = !moving; still.hidden = moving;
+    button.textContent = moving ? "Pause the animation" : "Play the animation";
+  };
+  still.setAttribute("role", "img"); still.setAttribute("aria-label", gif.alt);
+  button.type = "button"; button.className = "animation-control btn btn-sm btn-outline-primary";
+  gif.after(still, button);
+  const begin = () => show(!matchMedia("(prefers-reduced-motion: reduce)").matches);
+  gif.complete ? begin() : gif.addEventListener("load", begin, { once: true });
+  button.addEventListener("click", () => show(gif.hidden));
+}
+
+// Precomputed figures: the frame that belongs to where the sliders stand. Without this script there are no sliders.
+for (const box of document.querySelectorAll(".frames")) {
+  const frames = [...box.querySelectorAll("img.frame")], inputs = [...box.querySelectorAll("input")];
+  const draw = () => {
+    let index = 0;
+    for (const input of inputs) {
+      const values = JSON.parse(input.dataset.values), at = Number(input.value);
+      index = index * values.length + at;
+      input.setAttribute("aria-valuetext", values[at]);
+      input.parentElement.querySelector(".value").textContent = values[at];
+    }
+    frames.forEach((frame, number) => frame.classList.toggle("shown", number === index));
+  };
+  inputs.forEach((input) => input.addEventListener("input", draw));
+  box.querySelector(".controls").hidden = false;
+  draw(); // a browser may have kept where the sliders stood
+}
+
+// Tables that sort by a button in each header, and filter by words and verdict.
+for (const table of document.querySelectorAll("table.sortable")) {
+  const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0], first = [...body.rows];
+  const key = (row, column) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
+  const compare = (a, b) => {
+    const [x, y] = [parseFloat(a), parseFloat(b)], numbers = !isNaN(x) && !isNaN(y) && x !== y;
+    return (a === "") - (b === "") || (numbers ? x - y : a.localeCompare(b, "en", { numeric: true }));
+  };
+  heads.forEach((head, column) => {
+    const button = document.createElement("button");
+    button.type = "button"; button.textContent = head.textContent; head.replaceChildren(button);
+    button.addEventListener("click", () => {
+      const order = head.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending";
+      heads.forEach((other) => other.setAttribute("aria-sort", other === head ? order : "none"));
+      const sign = order === "ascending" ? 1 : -1;
+      const sorted = [...first].sort((a, b) => {
+        const [x, y] = [key(a, column), key(b, column)];
+        return x === "" || y === "" ? compare(x, y) : sign * compare(x, y); // what has no value stays at the end
+      });
+      body.append(...sorted);
+    });
+  });
+  const filter = document.querySelector(".scoreboard-filter");
+  if (filter) {
+    const [words, verdict] = filter.querySelectorAll("input, select"), count = filter.querySelector("[role=status]");
+    const apply = () => {
+      const wanted = words.value.toLowerCase();
+      for (const row of first) {
+        row.hidden = !row.textContent.toLowerCase().includes(wanted) || (verdict.value && row.dataset.verdict !== verdict.value);
+      }
+      count.textContent = `${first.filter((row) => !row.hidden).length} of ${first.length} claims`;
+    };
+    filter.addEventListener("input", apply);
+    filter.hidden = false; apply();
+  }
+}
+
+// What is wider than the page scrolls, so the keyboard must reach it.
+const reach = () => document.querySelectorAll("div.math, .output.text_html, article pre").forEach((box) => {
+  if (box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight + 1) box.tabIndex = 0;
+  else box.removeAttribute("tabindex");
+});
+reach(); addEventListener("resize", reach); document.fonts.ready.then(reach);
+document.querySelectorAll("article details").forEach((box) => box.addEventListener("toggle", reach));
+
+// The theme's names for these hide the words that they show (WCAG 2.5.3), and for the arrows of its menu it has none.
+for (const named of document.querySelectorAll("article summary[aria-label], .search-button-field[aria-label]")) {
+  named.removeAttribute("aria-label");
+}
+for (const summary of document.querySelectorAll(".bd-sidebar-primary li > details > summary")) {
+  summary.setAttribute("aria-label", `Pages of ${summary.closest("li").querySelector("a").textContent.trim()}`);
+}

@@ -1,0 +1,337 @@
+"""The book in a real browser: as it was built, and as a reader with a keyboard or a narrow window meets it."""
+
+import ast
+import re
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pytest
+
+from companion import ledger, losses, paths
+
+pytestmark = pytest.mark.browser
+
+NOTEBOOKS = sorted((paths.ROOT / "notebooks").glob("*.ipynb"))
+CODE = re.compile(r"```.*?```|(`+)(?!`).+?(?<!`)\1(?!`)", re.S)
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+# Highlighted code, formulas and long tables repeat themselves thousands of times: axe sees each kind of token, a few
+# formulas, and of a table its first rows and some of the others.
+PRUNE = """() => {
+  const seen = new Set();
+  for (const token of document.querySelectorAll(".highlight span[class]")) {
+    const kind = token.className + (token.closest("a") ? " a" : "");
+    seen.has(kind) && !token.querySelector("a, span") ? token.replaceWith(token.textContent) : seen.add(kind);
+  }
+  document.querySelectorAll("math").forEach((formula, number) => number < 5 || formula.remove());
+  for (const table of document.querySelectorAll("article table")) {
+    [...table.rows].forEach((row, number) => number < 12 || number % 20 == 0 || row.remove());
+  }
+}"""
+AXE = """async ([tags, rules]) => (await axe.run(document, {
+  preload: false, resultTypes: ["violations"],
+  runOnly: rules.length ? {type: "rule", values: rules} : {type: "tag", values: tags},
+})).violations.map(v => `${v.id} x${v.nodes.length}: ${v.nodes[0].target} ${v.nodes[0].html.slice(0, 200)}`)"""
+WIDE = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+BROKEN = """[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.getAttribute("src"))"""
+
+
+# ---- as it was built ----------------------------------------------------------------------------------------------
+
+
+def test_it_builds_without_a_warning_and_without_the_network(site):
+    assert "WARNING" not in site.log
+    assert "ERROR" not in site.log
+    assert {f"notebooks/{path.stem}.html" for path in NOTEBOOKS} <= set(site.pages)
+    assert {"index.html", "scoreboard.html", "sources.html", "search.html", "api/losses.html"} <= set(site.pages)
+
+
+def test_it_is_small(site):
+    assert sum(path.stat().st_size for path in site.root.rglob("*") if path.is_file()) <= 25e6
+
+
+def test_nothing_that_a_page_loads_lies_elsewhere(site):
+    for page in site.pages.values():
+        foreign = [url for url in page.loaded if re.match(r"(\w+:)?//", url)]
+        assert not foreign, f"{page.name} loads {foreign}"
+    for path in site.root.rglob("*.css"):
+        foreign = re.findall(r"(?:url\(|@import)\s*[\"']?((?:https?:)?//[^\"')\s]+)", path.read_text())
+        assert not foreign, f"{path.name} loads {foreign}"
+
+
+def test_all_links_and_anchors_inside_resolve(site):
+    broken = []
+    for page in site.pages.values():
+        for url in (*page.links, *page.loaded):
+            parts = urlsplit(url)
+            if parts.scheme or parts.netloc:
+                continue
+            path = (page.path.parent / unquote(parts.path)).resolve() if parts.path else page.path
+            if not path.is_file():
+                broken.append(f"{page.name}: {url}")
+            elif parts.fragment and path.suffix == ".html":
+                name = path.relative_to(site.root.resolve() if path.is_absolute() else site.root).as_posix()
+                if unquote(parts.fragment) not in site.pages[name].ids:
+                    broken.append(f"{page.name}: {url}")
+    assert not broken, f"{len(broken)} broken links: {sorted(set(broken))[:20]}"
+
+
+def markdown(notebook):
+    """The notebook's text as the book shows it: its cells, and what its code says in words."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            yield cell.source
+        else:
+            yield from (
+                "".join(o.data["text/markdown"])
+                for o in cell.get("outputs", [])
+                if "text/markdown" in o.get("data", {})
+            )
+
+
+def formulas(text):
+    """The displays in it, and how many formulas there are in lines."""
+    text = CODE.sub("", text)
+    displays = re.findall(r"\$\$(.+?)\$\$", text, re.S)
+    text = re.sub(r"\$\$.+?\$\$", "", text, flags=re.S)
+    return displays, len(re.findall(r"(?<![\\$])\$(?![\s$])(?:[^$\\]|\\.)+?(?<!\s)\$(?!\d)", text))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_formula_is_shown_and_no_display_has_two_numbers(site, path):
+    page = site.pages[f"notebooks/{path.stem}.html"]
+    displays, inline = [], 0
+    for text in markdown(nbformat.read(path, as_version=4)):
+        found, more = formulas(text)
+        displays, inline = displays + found, inline + more
+    tags = [display.count("\\tag") for display in displays]
+    assert max(tags, default=0) <= 1
+    assert page.math == len(displays) + inline
+    assert page.tags == sum(tags)
+    assert "merror" not in page.text
+
+
+def alts(notebook):
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            frames = output.get("data", {}).get("application/vnd.companion.frames+json")
+            if frames:
+                yield from frames["alts"]
+                continue
+            for mime in ("image/png", "image/gif"):
+                if mime in output.get("data", {}):
+                    yield output.metadata[mime]["alt"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_images_keep_the_alt_texts_of_the_notebook(site, path):
+    shown = [alt for _, alt in site.pages[f"notebooks/{path.stem}.html"].images]
+    expected = list(alts(nbformat.read(path, as_version=4)))
+    assert shown == expected
+    assert all(expected)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_is_downloaded_is_the_committed_notebook(site, path):
+    page = site.pages[f"notebooks/{path.stem}.html"]
+    (link,) = {url for url in page.links if url.endswith(".ipynb")}
+    assert (page.path.parent / link).read_bytes() == path.read_bytes()
+    assert Path(link).name == path.name
+
+
+def test_every_claim_has_its_row_and_its_cell(site):
+    board = site.pages["scoreboard.html"]
+    assert set(ledger.load()) <= board.ids
+    for claim in ledger.load().values():
+        cell = f"notebooks/{claim.notebook}.html#claim-{re.sub('[._]', '-', claim.id.lower())}"
+        assert cell in board.links
+
+
+def test_a_claim_leads_to_the_cell_that_files_it(site):
+    text = site.pages["notebooks/08_small_batch_variance.html"].text
+    after = text.split('id="claim-lee2025-table1-trend"')[1]
+    code = re.sub(r"<[^>]+>", "", after.split("</pre>")[0])
+    assert "lee2025.table1.trend" in code
+    assert "ledger.check" in code
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_losses_in_code_lead_to_their_pages(site, path):
+    used = set()
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            used |= {
+                node.func.attr for node in ast.walk(ast.parse(re.sub(r"^[%!].*", "", cell.source, flags=re.M)))
+                if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("losses.")
+                and node.func.attr in losses.__all__ and isinstance(node.func.value, ast.Name)
+            }  # fmt: skip
+    links = site.pages[f"notebooks/{path.stem}.html"].links
+    assert not {name for name in used if f"../api/losses.html#companion.losses.{name}" not in links}
+
+
+def test_without_a_repository_there_are_no_launch_buttons(site):
+    for page in site.pages.values():
+        assert not [url for url in page.links if "mybinder" in url or "colab.research" in url]
+
+
+# ---- every page, visited ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def visits(site, chromium):
+    """What the browser says of each page from file://, in a wide and in a narrow window, in light and in dark."""
+    import axe_playwright_python
+
+    script = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
+    context = chromium.new_context(
+        viewport={"width": 1280, "height": 900}, color_scheme="light", reduced_motion="reduce"
+    )
+    page, asked, errors, found = context.new_page(), [], [], {}
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    for name in site.pages:
+        asked.clear(), errors.clear()
+        page.set_viewport_size({"width": 1280, "height": 900})
+        page.emulate_media(color_scheme="light")
+        page.goto(site.uri(name), wait_until="load")
+        page.evaluate("document.fonts.ready")
+        found[name] = {"broken": page.evaluate(BROKEN)}
+        page.set_viewport_size({"width": 390, "height": 844})
+        found[name]["wide"] = page.evaluate(WIDE)
+        page.set_viewport_size({"width": 1280, "height": 900})
+        page.evaluate(PRUNE), page.evaluate(script)
+        found[name] |= {"light": page.evaluate(AXE, [RULES, []])}
+        page.emulate_media(color_scheme="dark")
+        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+        found[name]["dark"] = page.evaluate(AXE, [RULES, ["color-contrast", "link-in-text-block"]])
+        found[name]["foreign"] = [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]
+        found[name]["errors"] = list(errors)
+    context.close()
+    return found
+
+
+@pytest.mark.parametrize("what", ["foreign", "errors", "broken", "light", "dark"])
+def test_no_page_has_faults(visits, what):
+    """Requests to elsewhere; errors of scripts; images that do not load; violations that axe finds."""
+    faults = {name: found[what] for name, found in visits.items() if found[what]}
+    assert not faults, "\n".join(f"{name}: {texts[:3]}" for name, texts in faults.items())
+
+
+def test_no_page_scrolls_sideways_on_a_phone(visits):
+    assert not [name for name, found in visits.items() if found["wide"]]
+
+
+# ---- by hand ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def page(chromium):
+    context = chromium.new_context(viewport={"width": 1280, "height": 900})
+    yield context.new_page()
+    context.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [("nt_xent", "api/losses.html"), ("variance", "notebooks/08_small_batch")]
+)
+def test_search_finds(served, page, words, expected):
+    page.goto(f"{served}/search.html?q={words}")
+    page.wait_for_selector("#search-results li a")
+    page.wait_for_function(
+        "document.querySelector('#search-results .search-summary, #search-results p.search-summary')", timeout=10_000
+    )
+    links = page.eval_on_selector_all("#search-results li a", "links => links.map(a => a.getAttribute('href'))")
+    assert any(expected in link for link in links), links[:10]
+
+
+def test_sliders_move_by_arrow_keys_and_one_frame_is_shown(site, page):
+    page.goto(site.uri("notebooks/99_small.html"))
+    box = page.locator(".frames")
+    frames, sliders = box.locator("img.frame:visible"), box.locator("input[type=range]")
+
+    def shown():
+        assert frames.count() == 1
+        return frames.get_attribute("alt")
+
+    assert shown() == "triplet at margin 0.5"
+    sliders.nth(1).focus()
+    page.keyboard.press("ArrowRight")
+    assert shown() == "triplet at margin 1.0"
+    assert sliders.nth(1).get_attribute("aria-valuetext") == "1.0"
+    sliders.nth(0).focus()
+    page.keyboard.press("ArrowRight")
+    assert shown() == "lifted at margin 1.0"
+    assert sliders.nth(0).get_attribute("aria-valuetext") == "lifted"
+    assert box.get_by_label("margin").count() == 1
+
+
+def test_without_scripts_the_first_picture_is_shown_and_no_slider(site, chromium):
+    context = chromium.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(site.uri("notebooks/99_small.html"))
+    assert page.locator(".frames img.frame:visible").count() == 1
+    assert page.locator(".frames input:visible").count() == 0
+    context.close()
+
+
+def test_solutions_are_closed_and_enter_opens_them(site, page):
+    page.goto(site.uri("notebooks/99_small.html"))
+    boxes = page.locator("article details")
+    assert boxes.count() == 2
+    for number, words in enumerate(("return a + b", "Because")):
+        box = boxes.nth(number)
+        assert box.get_attribute("open") is None
+        assert not box.get_by_text(words).first.is_visible()
+        box.locator("summary").focus()
+        page.keyboard.press("Enter")
+        assert box.get_by_text(words).first.is_visible()
+    for path in NOTEBOOKS:
+        assert not re.search(r"<details[^>]* open", site.pages[f"notebooks/{path.stem}.html"].text.split("<article")[1])
+
+
+def test_animations_can_be_paused_and_rest_for_who_wants_less_motion(site, chromium):
+    name = "notebooks/08_small_batch_variance.html"
+    for motion, first, then in (("no-preference", "Pause", "Play"), ("reduce", "Play", "Pause")):
+        context = chromium.new_context(reduced_motion=motion)
+        page = context.new_page()
+        page.goto(site.uri(name))
+        button = page.locator("article button.animation-control").first
+        assert button.inner_text() == f"{first} the animation"
+        assert page.locator('article img[src$=".gif"]').first.is_visible() == (first == "Pause")
+        button.focus()
+        page.keyboard.press("Enter")
+        assert button.inner_text() == f"{then} the animation"
+        assert page.locator("article canvas").first.is_visible() == (then == "Play")
+        context.close()
+
+
+def test_the_scoreboard_sorts_and_filters_by_keyboard(site, page):
+    page.goto(site.uri("scoreboard.html"))
+    names = "rows => rows.filter(row => !row.hidden).map(row => row.id)"
+    before = page.eval_on_selector_all(".scoreboard tbody tr", names)
+    assert len(before) == len(ledger.load())
+    page.locator(".scoreboard thead button", has_text="n").last.focus()
+    button = page.locator(".scoreboard thead th", has_text=re.compile("^n$")).locator("button")
+    for order in ("ascending", "descending"):
+        button.focus()
+        page.keyboard.press("Enter")
+        assert page.locator(f'.scoreboard th[aria-sort="{order}"]').inner_text() == "n"
+        numbers = page.eval_on_selector_all(".scoreboard tbody tr", "rows => rows.map(row => row.cells[5].textContent)")
+        filled = [int(number) for number in numbers if number]
+        assert filled == sorted(filled, reverse=order == "descending")
+        assert numbers == [str(number) for number in filled] + [""] * (len(numbers) - len(filled))
+    page.locator(".scoreboard-filter select").select_option("not reproduced")
+    some = page.eval_on_selector_all(".scoreboard tbody tr", names)
+    assert 0 < len(some) < len(before)
+    page.goto(site.uri("scoreboard.html") + "#lee2025.table1.trend")
+    assert page.locator("tr:target").get_attribute("id") == "lee2025.table1.trend"
+
+
+def test_what_scrolls_sideways_is_reached_by_keyboard(site, page):
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(site.uri("notebooks/08_small_batch_variance.html"))
+    unreached = page.evaluate("""[...document.querySelectorAll("article *")].filter(e =>
+      e.scrollWidth > e.clientWidth + 1 && ["auto", "scroll"].includes(getComputedStyle(e).overflowX) && e.tabIndex < 0
+      && !e.querySelector("a, button, input, [tabindex='0']")).map(e => e.outerHTML.slice(0, 120))""")
+    assert not unreached
