@@ -44,7 +44,7 @@ export CONTRASTIVE_RESULTS := $(CURDIR)/results
 export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)# two notebooks run at once: threads of one would wait for those of the other
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup lab reproduce reference notebooks test lint freeze bench clean
+.PHONY: help setup lab reproduce reference notebooks test lint freeze student slides bench clean
 
 help: ## print this help
 	@echo "make TARGET [PROFILE=auto] [NOTEBOOKS='08 09'] [CLAIMS='id …'] [DATA=folder] [DATASET=name] [JOBS=n] [SEED=0] [VENV=.venv]"
@@ -102,6 +102,12 @@ test: lint ## run every test, the committed notebooks included (always at the cp
 freeze: $(ready) ## re-execute the committed notebooks at the cpu profile, in place; their pictures go to docs/
 	@for name in $(chosen); do $(py) -m companion.course.execute notebooks/$$name.ipynb --freeze || exit 1; done
 	@mkdir -p docs && cp results/cpu/*.png docs/
+
+student: $(ready) ## write build/student/: the notebooks without solutions and outputs
+	@$(py) -m companion.course.student $(chosen:%=notebooks/%.ipynb)
+
+slides: $(ready) ## write build/slides/: a deck for each notebook, to be opened without a network
+	@$(py) -m companion.course.slides $(chosen:%=notebooks/%.ipynb)
 
 bench: $(ready) ## measure speed and memory of the losses, as ratios
 	$(py) -m companion.bench
