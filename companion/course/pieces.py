@@ -30,9 +30,7 @@ def formula(tex: str, options: dict) -> str:
     """A formula as MathML, with its number behind it if it has one."""
     block = options["display_mode"]
     made = convert(LETTER.sub(r"\1{\2}", TAG.sub("", tex)).strip(), display="block" if block else "inline")
-    made = re.sub(
-        r"<mo>(&#x0?2016;|&#x0?0?7C;|\|)</mo>", r'<mo stretchy="false">\1</mo>', made
-    )  # as high as \left makes them
+    made = re.sub("<mo>(&#x0(?:2016|007C);)</mo>", r'<mo stretchy="false">\1</mo>', made)  # \left and \right do stretch
     number = "".join(f'<span class="number">({found})</span>' for found in TAG.findall(tex))
     return f'<div class="formula">{made}{number}</div>' if block else made
 

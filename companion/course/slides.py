@@ -221,7 +221,7 @@ def code(deck: Deck, cell: NotebookNode) -> None:
         cell.source,
         re.M,
     )
-    if out and len(lines) <= 6 and len(out) <= 6 and not plumbing and max(map(len, lines + out)) <= 84:
+    if out and len(lines) <= 6 and len(out) <= 6 and not plumbing and max(map(len, lines + out)) <= 80:
         slide = deck.below("code")
         slide.blocks.append(f"<pre><code>{html.escape(cell.source)}</code></pre>")
         slide.blocks.append(f"<pre><samp>{html.escape(printed)}</samp></pre>")
