@@ -129,7 +129,7 @@ def prose(deck: Deck, source: str) -> None:
     if seen and not deck.last.seen:
         first, *others = paragraphs(seen[1])
         show(deck, sentence(first), [x for x in others if x.startswith("- ")])
-    predict = PREDICT.match(source)
+    predict = PREDICT.match(source.strip())
     if predict:
         deck.below("predict", "Predict, then run")
         deck.flow(predict[1])
@@ -221,7 +221,7 @@ def code(deck: Deck, cell: NotebookNode) -> None:
         cell.source,
         re.M,
     )
-    if out and len(lines) <= 6 and len(out) <= 6 and not plumbing and max(map(len, lines + out)) <= 80:
+    if out and len(lines) <= 6 and len(out) <= 6 and not plumbing and max(map(len, lines + out)) <= 84:
         slide = deck.below("code")
         slide.blocks.append(f"<pre><code>{html.escape(cell.source)}</code></pre>")
         slide.blocks.append(f"<pre><samp>{html.escape(printed)}</samp></pre>")

@@ -90,7 +90,7 @@ def test_nothing_is_cut_off(seen):
 
 
 def test_type_is_large_enough_for_the_last_row(seen):
-    assert not named(seen, lambda x: x["least"] < (LEAST if "table" in x["kind"] else 23))
+    assert not named(seen, lambda x: x["least"] < (LEAST if "table" in x["kind"] else 22))
 
 
 def test_figures_are_shown_at_least_about_as_large_as_in_the_notebook_and_with_their_texts(seen):
@@ -134,16 +134,18 @@ def test_a_slide_that_is_too_full_is_found(out, chromium):
     page.close()
 
 
-def test_arrow_keys_lead_through_the_deck_and_the_notes_are_there(out, chromium):
+def test_keys_lead_through_the_deck_and_the_notes_are_there(out, chromium):
     page = chromium.new_page(viewport={"width": 1280, "height": 800})
-    page.goto((out / f"{NOTEBOOKS[3].stem}.html").as_uri())
+    page.goto((out / f"{NOTEBOOKS[-1].stem}.html").as_uri())
     page.wait_for_function("window.Reveal && Reveal.isReady()")
-    first = page.evaluate("Reveal.getCurrentSlide().innerText")
+    shown = {page.evaluate("Reveal.getCurrentSlide().innerText")}
     page.keyboard.press("ArrowRight")
-    assert page.evaluate("Reveal.getCurrentSlide().innerText") != first
-    page.keyboard.press("ArrowDown")
-    assert page.evaluate("Reveal.getIndices().v") == 1
-    assert page.evaluate("Reveal.getSlideNotes().length") > 0
+    shown.add(page.evaluate("Reveal.getCurrentSlide().innerText"))
+    assert page.evaluate("Reveal.getSlideNotes().length") > 100
+    for _ in range(page.evaluate("Reveal.getTotalSlides()") - 2):
+        page.keyboard.press("Space")
+    assert page.evaluate("Reveal.isLastSlide() && Reveal.isLastVerticalSlide()")
+    assert len(shown) == 2
     page.close()
 
 
@@ -152,7 +154,7 @@ def test_an_animation_rests_where_less_motion_is_asked_for_and_plays_at_the_pres
     context = chromium.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
     page = context.new_page()
     page.goto(name.as_uri())
-    page.wait_for_function("window.Reveal && Reveal.isReady() && document.querySelector('.figure button').textContent")
+    page.wait_for_function("window.Reveal && Reveal.isReady() && document.querySelector('.figure button')?.textContent")
     image, button = page.locator('img[src^="data:image/gif"]').first, page.locator(".figure button").first
     assert (image.evaluate("e => e.hidden"), button.inner_text()) == (True, "Play")
     assert page.locator(".figure canvas").first.get_attribute("aria-label") == image.get_attribute("alt")
