@@ -9,6 +9,12 @@ def names(node, context):
     return {x.id for x in ast.walk(node) if isinstance(x, ast.Name) and isinstance(x.ctx, context)}
 
 
+def reads(statement):
+    """Names that a statement reads; ``x += 1`` reads x."""
+    added = (node.target for node in ast.walk(statement) if isinstance(node, ast.AugAssign))
+    return names(statement, ast.Load).union(*(names(target, ast.Store) for target in added))
+
+
 def bound(statement):
     """Names that a statement of a module makes, and whether it makes them for sure and from nothing."""
     if isinstance(statement, ast.Import | ast.ImportFrom):
@@ -39,7 +45,7 @@ def needed(statements, wanted):
     inside = {}  # of a function, what it reads when it is called, and not when it is defined
     for statement in statements:
         if isinstance(statement, ast.FunctionDef):
-            inside[statement.name] = inside.get(statement.name, set()) | names(statement, ast.Load)
+            inside[statement.name] = inside.get(statement.name, set()) | reads(statement)
 
     def with_insides(found):
         todo = list(found)
@@ -57,7 +63,7 @@ def needed(statements, wanted):
             kept.append(statement)
             if surely:
                 wanted -= makes
-            wanted |= with_insides(names(statement, ast.Load))
+            wanted |= with_insides(reads(statement))
     return kept[::-1]
 
 

@@ -11,7 +11,7 @@ import sys
 import nbformat
 import pytest
 from nbformat import v4
-from part import names, needed, parsed, run
+from part import needed, parsed, reads, run
 
 from companion import paths
 from companion.course import student
@@ -237,6 +237,8 @@ d = slow()
     kept = [ast.unparse(x) for x in needed(ast.parse(source).body, {"f"})]
     assert kept == ["a = 5", "def f(x):\n    return g(x) + c", "def g(x):\n    return x * a", "c = 2"]
     assert len(needed(ast.parse(source).body, {"rows"})) == 2
+    assert len(needed(ast.parse("text = ''\nfor k in range(3):\n    text += rows[k]").body, {"text"})) == 2
+    assert len(needed(ast.parse("text = ''\nfor k in range(3):\n    text += x[k]\n    y = k").body, {"y"})) == 2
     assert [ast.unparse(x) for x in needed(ast.parse(source).body, {"b"})] == ["a = 1", "b = a + 1"]
     assert [ast.unparse(x) for x in needed(ast.parse(source).body, {"math"})] == ["import math"]
 
@@ -246,8 +248,8 @@ def up_to_its_first_assertion(check):
     return check[: next(i for i, found in enumerate(asserts, 1) if found)]
 
 
-def reads(*bodies):
-    return set().union(*(names(statement, ast.Load) for body in bodies for statement in body)) - set(dir(builtins))
+def read_by(*bodies):
+    return set().union(*(reads(statement) for body in bodies for statement in body)) - set(dir(builtins))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -265,11 +267,14 @@ def test_every_check_tells_a_stub_from_a_solution(path, built, tmp_path, monkeyp
     stubs = {i: parsed(given[committed.cells[i].id]) for i in exercises}
     firsts = {i: up_to_its_first_assertion(sources[check]) for i, check in exercises.items()}
 
-    def before(cell, wanted):
-        return needed([s for i in range(cell) if i not in exercises.values() for s in sources[i]], wanted)
+    checks = set(exercises.values())
+
+    def before(cell, wanted):  # of a check, what it imports
+        earlier = [(i, s) for i in range(cell) for s in sources[i]]
+        return needed([s for i, s in earlier if i not in checks or isinstance(s, ast.Import | ast.ImportFrom)], wanted)
 
     # The statements that any of them needs, run once, in the order of the notebook.
-    kept = {id(s) for i in exercises for s in before(i, reads(stubs[i], firsts[i]))}
+    kept = {id(s) for i in exercises for s in before(i, read_by(stubs[i], firsts[i]))}
     namespace = {"__name__": "__main__"}
     for i, body in enumerate(sources):
         if i in exercises:
