@@ -45,7 +45,7 @@ export CONTRASTIVE_RESULTS := $(CURDIR)/results
 export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)# two notebooks run at once: threads of one would wait for those of the other
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup lab reproduce reference notebooks test lint freeze book serve bench clean
+.PHONY: help setup lab reproduce reference notebooks test lint freeze book serve student slides bench clean
 
 help: ## print this help
 	@echo "make TARGET [PROFILE=auto] [NOTEBOOKS='08 09'] [CLAIMS='id …'] [DATA=folder] [DATASET=name] [JOBS=n] [SEED=0] [VENV=.venv]"
@@ -109,6 +109,12 @@ book: $(ready) ## build the site from the committed notebooks, which it does not
 
 serve: book ## show the site on this machine alone: http://localhost:$(PORT)
 	$(py) -m http.server --bind 127.0.0.1 --directory build/book $(PORT)
+
+student: $(ready) ## write build/student/: the notebooks without solutions and outputs
+	@$(py) -m companion.course.student $(chosen:%=notebooks/%.ipynb)
+
+slides: $(ready) ## write build/slides/: a deck for each notebook, to be opened without a network
+	@$(py) -m companion.course.slides $(chosen:%=notebooks/%.ipynb)
 
 bench: $(ready) ## measure speed and memory of the losses, as ratios
 	$(py) -m companion.bench

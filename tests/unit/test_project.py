@@ -43,7 +43,7 @@ FILES = {
                  "runs", "sweeps", "baselines", "recorded"],
     "diagnose": ["arrays", "sums", "reading", "files", "advice", "table", "figures", "page", "callback"],
     "ledger": ["observed", "claims", "ledger", "scoreboard"],
-    "course": ["profiles", "environment", "figures", "forest", "execute", "report"],
+    "course": ["profiles", "environment", "figures", "forest", "execute", "report", "student", "pieces", "slides"],
     "bench": ["report", "measure"],
 }  # fmt: skip
 SCIENCE = ("errors", "similarity", "losses", "theory", "metrics")
@@ -153,7 +153,11 @@ EXTRAS = {"training": ["train"], "ledger": ["train", "course"], "course": ["trai
           "diagnose": ["train", "course"], "bench": ["train", "course", "oracles"]}  # fmt: skip
 
 
-IN_ONE_FILE = {"checkpoint.py": {"open-clip-torch"}}  # which names the extra when it is asked for a checkpoint
+IN_ONE_FILE = {
+    "checkpoint.py": {"open-clip-torch"},  # which names the extra when it is asked for a checkpoint
+    "pieces.py": {"latex2mathml", "markdown-it-py", "mdit-py-plugins"},  # and these when slides are
+    "slides.py": {"jinja2", "sphinx-revealjs"},
+}
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -1,0 +1,141 @@
+"""Pieces of notebooks for slides: text with formulas, sentences, figures in parts, rows of tables."""
+
+import html
+import io
+import re
+from collections.abc import Collection
+
+from companion.errors import extra
+
+with extra("course"):
+    import numpy as np
+    import PIL.Image
+
+with extra("book"):
+    from latex2mathml.converter import convert
+    from markdown_it import MarkdownIt
+    from mdit_py_plugins.dollarmath import dollarmath_plugin
+
+TAG = re.compile(r"\\tag\{([^}]*)\}")
+LETTER = re.compile(
+    r"(\\math(?:bb|cal|bf|rm)) ([A-Za-z])"
+)  # without braces it would get an attribute that browsers ignore
+SHORT = 45  # letters: a shorter sentence, such as "As above.", is shown with the next one
+PROTECTED = re.compile(r"\$\$.+?\$\$|\$[^$]+\$|`[^`]*`|\]\([^)]*\)", re.S)
+ENDS = re.compile(r"[.!?:][\"'”)*_]*(?=\s)")
+NO_END = re.compile(r"(?:\b(?:e\.g|i\.e|al|Eqs?|Figs?|vs|cf|Secs?|resp|approx|[A-Z])\.)$")
+
+
+def formula(tex: str, options: dict) -> str:
+    """A formula as MathML, with its number behind it if it has one."""
+    block = options["display_mode"]
+    made = convert(LETTER.sub(r"\1{\2}", TAG.sub("", tex)).strip(), display="block" if block else "inline")
+    made = re.sub("<mo>(&#x0(?:2016|007C);)</mo>", r'<mo stretchy="false">\1</mo>', made)  # \left and \right do stretch
+    number = "".join(f'<span class="number">({found})</span>' for found in TAG.findall(tex))
+    return f'<div class="formula">{made}{number}</div>' if block else made
+
+
+READER = MarkdownIt("commonmark", {"html": True}).enable("table")
+READER.use(dollarmath_plugin, renderer=formula, double_inline=True, allow_labels=False)
+READER.add_render_rule(
+    "math_block", lambda self, tokens, i, options, env: formula(tokens[i].content, {"display_mode": True})
+)
+
+
+def markdown(source: str, decks: Collection[str] = ()) -> str:
+    """Text of a notebook as HTML, formulas as MathML; links lead to addresses and to slides of ``decks`` alone."""
+
+    def linked(match: re.Match) -> str:
+        target, text = html.unescape(match[1]), match[2]
+        name, _, _ = target.partition("#")
+        if name in decks:
+            target = f"{name.removesuffix('.ipynb')}.html"
+        elif not re.match(r"https?:", target):
+            return text
+        return f'<a href="{html.escape(target)}">{text}</a>'
+
+    return re.sub(r'<a href="([^"]*)"[^>]*>(.*?)</a>', linked, READER.render(source), flags=re.S)
+
+
+def text_of(source: str) -> str:
+    """About what is read of a text: links without addresses, formulas without their commands."""
+    source = re.sub(r"\]\([^)]*\)", "", re.sub(r"!\[", "", source))
+    source = re.sub(
+        r"\$[^$]*\$", lambda m: re.sub(r"[{}^_$\s]|\\[,;! ]", "", re.sub(r"\\[a-zA-Z]+", "x", m[0])), source
+    )
+    return re.sub(r"[*`\[]", "", re.sub(r"(?<=\S)\n(?!\s*(?:[-*]|\d+\.) )", " ", source)).strip()
+
+
+def sentence(text: str, *, last: bool = False) -> str:
+    """The first sentence of a text, or its last, which may be unfinished; what stands in formulas or code ends none."""
+    text = " ".join(text.split())
+    masked = PROTECTED.sub(lambda match: "x" * len(match[0]), text)
+    starts = [0]
+    for end in ENDS.finditer(masked):
+        so_far = masked[starts[-1] : end.end()]
+        if NO_END.search(so_far) or so_far.count("(") != so_far.count(")") or so_far.count("*") % 2:
+            continue
+        if masked[end.start()] == ":" and not last:
+            continue
+        starts.append(end.end() + 1)
+    if last:
+        return text[starts[-1] :] if text[starts[-1] :].strip() else text[starts[-2] :] if starts[1:] else text
+    return text[: next((start for start in starts[1:] if start > SHORT), None)].strip()
+
+
+def cut(data: bytes, low: float = 0.62) -> list[tuple[bytes, float]]:
+    """A figure as PNG files, each with its height / width: one, unless it is higher than wide.
+
+    Then it is cut, where a band of blank rows goes across all of it, into parts lower than ``low`` of the width.
+    """
+    image = PIL.Image.open(io.BytesIO(data))
+    width, height = image.size
+    if height <= width:
+        return [(data, height / width)]
+    pixels = np.asarray(image.convert("RGB"))
+    blank = (pixels == pixels[:1, :1]).all(axis=(1, 2))
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], blank.view(np.int8), [0]])))
+    bands = [(end - start, (start + end) // 2) for start, end in edges.reshape(-1, 2)]
+    top, parts = 0, []
+    while height - top > low * width:
+        within = [(size, middle) for size, middle in bands if top + 0.3 * low * width < middle <= top + low * width]
+        if not within:
+            return [(data, height / width)]
+        widest = max(size for size, _ in within)
+        at = max(middle for size, middle in within if size >= 0.7 * widest)
+        parts.append((top, at))
+        top = at
+    made = []
+    for first, end in [*parts, (top, height)]:
+        buffer = io.BytesIO()
+        image.crop((0, first, width, end)).save(buffer, format="png", optimize=True)
+        made.append((buffer.getvalue(), (end - first) / width))
+    return made
+
+
+def rows_of(source: str) -> tuple[str, list[tuple[str, int]], list[int]]:
+    """Of a table in HTML: its head; the groups of its rows, none of which tears a cell, with the lines that each takes;
+    and of each column, the letters that it cannot do without."""
+    source = re.sub(r'\s(?:style|border|class|valign)="[^"]*"', "", source)
+    source = source.replace("<th></th>", "<td></td>")  # pandas leaves headers empty above an index
+    head = re.search(r"<thead>(.*?)</thead>", source, re.S)
+    body = re.search(r"<tbody>(.*?)</tbody>", source, re.S)
+    groups, widths, held = [], [], 0
+    for row in re.findall(r"<tr>.*?</tr>", body[1] if body else source, re.S):
+        cells = [
+            html.unescape(re.sub(r"<[^>]+>", "", cell)) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S)
+        ]
+        lines = max((-(-len(cell) // 30) for cell in cells), default=1)
+        if held > 0:
+            groups[-1] = (groups[-1][0] + row, groups[-1][1] + lines)
+            held -= 1
+        else:
+            groups.append((row, lines))
+            held = max([int(n) for n in re.findall(r'rowspan="(\d+)"', row)], default=1) - 1
+            longest = [max(map(len, re.split(r"[\s_]+", cell)), default=0) + 2 for cell in cells]
+            widths = [max(pair) for pair in zip(longest, widths or [0] * len(longest), strict=False)]
+    for row in re.findall(r"<tr>.*?</tr>", head[1] if head else "", re.S):
+        names = [re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S)]
+        longest = [max(map(len, name.split()), default=0) + 2 for name in names]
+        widths = [max(pair) for pair in zip(longest, widths or [0] * len(longest), strict=False)]
+    return head[1] if head else "", groups, widths

@@ -1,0 +1,349 @@
+"""Slides of notebooks, by rule: ``python -m companion.course.slides NOTEBOOK …``.
+
+A heading begins a slide, with its first sentence and its formulas; below it stand a slide for each figure and table,
+with the first sentence of what we see there, one for each prediction to make and each exercise, and one for each short
+cell of code that prints a few lines. All prose is in the speaker's notes (key S). Nothing is loaded from a network.
+"""
+
+import argparse
+import base64
+import dataclasses
+import html
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from companion import paths, store
+from companion.course.pieces import cut, markdown, rows_of, sentence, text_of
+from companion.errors import CompanionError, extra
+
+with extra("course"):
+    import nbformat
+    from nbformat import NotebookNode
+
+with extra("book"):
+    import jinja2
+    import sphinx_revealjs
+
+REVEAL = Path(sphinx_revealjs.__file__).parent / "_static" / "revealjs"
+NEEDED = (
+    "LICENSE",
+    "dist/reset.css",
+    "dist/reveal.css",
+    "dist/reveal.js",
+    "plugin/notes/notes.js",
+    "plugin/zoom/zoom.js",
+)
+FONT = paths.ROOT / "book" / "_static"  # whose font for formulas the slides take
+TEMPLATE = Path(__file__).parent / "slides.html.j2"
+
+# A slide has 1280 × 800 units of its own, whatever the screen. These are estimates, on the safe side; what is still too
+# high or too wide is set smaller when the deck opens, down to the smallest size in the template.
+LINES, LINE = 14, 68  # of text on a slide, and letters in a line
+TABLE_LINES, TABLE_LINE = 15, 92
+PARTS = 4  # of a figure, at most
+TABLE_SLIDES = 3  # a longer table is for reading, not for showing
+LOW = 0.55  # height / width up to which a figure leaves room for a sentence below it
+
+LEFT_OUT = re.compile(r"References|The claims of this notebook")
+DISPLAY = re.compile(r"\$\$(.+?)\$\$", re.S)
+SEE = re.compile(r"\*\*(?:What we see|How to read it)\.\*\*\s*(.+)", re.S)
+LEARN = re.compile(r"\*\*What you will learn\.\*\*\s*(.+)", re.S)
+PREDICT = re.compile(r"\*\*Predict, then run\.\*\*\s*(.+)", re.S)
+FOLDED = re.compile(r"<details>.*?</details>", re.S)
+PICTURE = re.compile(r"^!\[([^\]]*)\]\(([^)]+)\)\s*$")
+VERDICT = re.compile(r"^([\w.]+\.[\w.*]+): (.+)$", re.M)
+
+
+@dataclasses.dataclass
+class Slide:
+    """Blocks of HTML under a title, and what the speaker may say."""
+
+    title: str  # in Markdown, without formatting of its own but for formulas and code
+    kind: str = "text"  # the class of its style: opening, text, figure, table, code
+    blocks: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    seen: bool = True  # false: the sentence about this figure is still to come
+    lines: float = 0  # that its text takes, about
+    title_html: str = ""
+
+
+class Deck:
+    """Stacks of slides, one a section: the first of a stack is its heading, the others stand below it."""
+
+    def __init__(self, here: Path, decks: set[str]):
+        self.stacks: list[list[Slide]] = []
+        self.section = ""
+        self.skipping = False
+        self.here, self.decks = here, decks
+
+    @property
+    def last(self) -> Slide:
+        return self.stacks[-1][-1]
+
+    def html(self, source: str) -> str:
+        return markdown(source, self.decks)
+
+    def start(self, title: str) -> None:
+        self.section = title
+        self.skipping = bool(LEFT_OUT.match(title))
+        if not self.skipping:
+            self.stacks.append([Slide(title, "opening" if not self.stacks else "text")])
+
+    def below(self, kind: str, title: str = "") -> Slide:
+        self.stacks[-1].append(Slide(title or self.section, kind))
+        return self.last
+
+    def flow(self, *texts: str) -> None:
+        """Add texts to the last slide, and go on below it when it is full."""
+        for text in texts:
+            formulas = len(DISPLAY.findall(text))
+            plain = text_of(DISPLAY.sub("", text))
+            lines = sum(-(-len(line) // LINE) for line in plain.split("\n")) + 0.3
+            lines += formulas * 2.2 + 1.6 * text.count(r"\\")
+            if (self.last.blocks and self.last.lines + lines > LINES) or self.last.kind in ("figure", "table", "code"):
+                self.below("text")
+            self.last.blocks.append(self.html(text))
+            self.last.lines += lines
+
+
+def paragraphs(source: str) -> Iterator[str]:
+    """Blocks of a text that blank lines separate; an item of a list is one; a display formula is never torn."""
+    held = []
+    for block in re.split(r"\n\s*\n", source.strip()):
+        held.append(block)
+        joined = "\n\n".join(held)
+        if joined.count("$$") % 2 == 0 and joined.count("```") % 2 == 0:
+            yield from (part for part in re.split(r"\n(?=(?:\d+\.|[-*]) )", joined) if part.strip())
+            held = []
+    yield from held
+
+
+def prose(deck: Deck, source: str) -> None:
+    """What of a text under a heading is shown: its first sentence, and formulas, each after the sentence before it."""
+    deck.last.notes.append(deck.html(source))
+    seen = SEE.search(source)
+    if seen and not deck.last.seen:
+        first, *others = paragraphs(seen[1])
+        show(deck, sentence(first), [x for x in others if x.startswith("- ")])
+    predict = PREDICT.match(source.strip())
+    if predict:
+        deck.below("predict", "Predict, then run")
+        deck.flow(predict[1])
+        return
+    fresh = deck.last.kind in ("opening", "text") and not deck.last.blocks
+    said, before, listed = "", "", False
+    for part in paragraphs(source):
+        picture = PICTURE.match(part)
+        if picture and (deck.here / picture[2]).is_file():
+            figure(deck, (deck.here / picture[2]).read_bytes(), "png", picture[1])
+            continue
+        if listed and re.match(r"[-*] ", part):  # the first sentence announces it
+            deck.flow(part)
+            continue
+        learn = LEARN.match(part)
+        if learn:
+            deck.flow(learn[1])
+            fresh = False
+        elif len(deck.stacks) == 1 and len(deck.stacks[0]) == 1 and part.startswith("**"):
+            continue  # claims, minutes and what to read first are in the notes
+        pieces = DISPLAY.split(part)
+        for text, formula in zip(pieces[::2], [*pieces[1::2], None], strict=True):
+            if fresh and text.strip():
+                said = sentence(text)
+                deck.flow(said)
+                listed, fresh = said.endswith(":"), False
+            if formula:
+                lead = sentence(text.strip() or before, last=True)
+                deck.flow((f"{lead}\n\n" if lead and lead != said else "") + f"$${formula}$$")
+            before = text.strip()
+
+
+def show(deck: Deck, text: str, items: list[str]) -> None:
+    """The sentence of what we see: below a low figure or a short table, else on a slide of its own; with a list, if it
+    announces one."""
+    slide = deck.last
+    slide.seen = True
+    if text.endswith(":") and items:
+        deck.below("text")
+        deck.flow(text, *items)
+        return
+    lines = -(-len(text_of(text)) // LINE)
+    if slide.lines + 1.3 * lines > (LINES if slide.kind == "table" else 5):
+        slide = deck.below("text")
+    slide.blocks.append(f'<div class="seen">{deck.html(text)}</div>')
+
+
+def figure(deck: Deck, data: bytes, kind: str, alt: str) -> None:
+    """A figure fills its slide; one that is higher than wide goes to several, cut where nothing is drawn."""
+    pieces = cut(data) if kind == "png" else [(data, LOW)]
+    if len(pieces) > PARTS:
+        deck.last.notes.append("<p>(A figure that is too high for slides: see the notebook.)</p>")
+        return
+    for number, (piece, ratio) in enumerate(pieces, start=1):
+        slide = deck.below("figure")
+        part = f" (part {number} of {len(pieces)})" if len(pieces) > 1 else ""
+        encoded = base64.b64encode(piece).decode()
+        slide.blocks.append(f'<img src="data:image/{kind};base64,{encoded}" alt="{html.escape(alt + part)}">')
+        slide.seen, slide.lines = False, 0 if ratio <= LOW else LINES
+
+
+def table(deck: Deck, source: str) -> None:
+    """A table on up to three slides; a wider or longer one is left to the notebook."""
+    head, rows, widths = rows_of(source)
+    if sum(widths) > TABLE_LINE:
+        return deck.last.notes.append("<p>(A table that is too wide for a slide: see the notebook.)</p>")
+    chunks, room = [[]], TABLE_LINES - 2
+    for row, lines in rows:
+        if chunks[-1] and room < lines:
+            chunks.append([])
+            room = TABLE_LINES - 2
+        chunks[-1].append(row)
+        room -= lines
+    if len(chunks) > TABLE_SLIDES:
+        return deck.last.notes.append("<p>(A table that is too long for slides: see the notebook.)</p>")
+    for chunk in chunks:
+        slide = deck.below("table")
+        slide.blocks.append(f"<table><thead>{head}</thead><tbody>{''.join(chunk)}</tbody></table>")
+    slide.seen, slide.lines = False, 0.85 * (TABLE_LINES - room)
+    return None
+
+
+def code(deck: Deck, cell: NotebookNode) -> None:
+    """A short cell that computes and prints is a slide: the formula as code."""
+    printed = "".join(output.get("text", "") for output in cell.outputs if output.get("name") == "stdout").rstrip()
+    lines, out = cell.source.splitlines(), printed.splitlines()
+    plumbing = re.search(
+        r"^(def|class|import|from|for|if|with|@)\b|ledger|profile|figure|display|pd\.|groupby|training\.",
+        cell.source,
+        re.M,
+    )
+    if out and len(lines) <= 6 and len(out) <= 6 and not plumbing and max(map(len, lines + out)) <= 84:
+        slide = deck.below("code")
+        slide.blocks.append(f"<pre><code>{html.escape(cell.source)}</code></pre>")
+        slide.blocks.append(f"<pre><samp>{html.escape(printed)}</samp></pre>")
+
+
+def claims(deck: Deck, printed: str) -> None:
+    """The verdicts of a notebook, as they stand in its output."""
+    rows = VERDICT.findall(printed)
+    for first in range(0, len(rows), 13):
+        body = "".join(
+            f"<tr><th>{html.escape(a)}</th><td>{html.escape(b)}</td></tr>" for a, b in rows[first : first + 13]
+        )
+        slide = Slide("The claims of this notebook", "table", [f"<table><tbody>{body}</tbody></table>"])
+        slide.notes.append("<p>Verdicts that chance could turn stand in the notebook's table alone.</p>")
+        if first:
+            deck.stacks[-1].append(slide)
+        else:
+            deck.stacks.append([slide])
+
+
+def outputs(deck: Deck, cell: NotebookNode) -> None:
+    code(deck, cell)
+    for output in cell.outputs:
+        data = output.get("data", {})
+        for kind in ("png", "gif"):
+            if f"image/{kind}" in data:
+                alt = output.metadata.get(f"image/{kind}", output.metadata).get("alt", "")
+                raw = base64.b64decode(data[f"image/{kind}"])
+                figure(deck, raw, kind, alt)
+        if "text/html" in data and "<table" in data["text/html"]:
+            table(deck, data["text/html"])
+        if "text/markdown" in data:
+            prose(deck, data["text/markdown"])
+
+
+def deck_of(notebook: NotebookNode, here: Path, decks: set[str]) -> Deck:
+    """The slides of a notebook that lies in the folder ``here``; ``decks`` are the notebooks that have slides too."""
+    deck = Deck(here, decks)
+    exercises = False
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        if "solution" in tags or "exercise" in tags or "check" in tags:
+            continue
+        if cell.cell_type == "code":
+            printed = "".join(output.get("text", "") for output in cell.outputs)
+            if "nbval-check-output" in tags and "erdicts" in printed:
+                claims(deck, printed)
+            elif deck.stacks and not deck.skipping and not exercises:
+                outputs(deck, cell)
+            continue
+        for part in re.split(r"(?m)^(?=#{1,3} )", FOLDED.sub("", cell.source)):
+            heading = re.match(r"(#{1,3}) (.+)\n*", part)
+            if heading and len(heading[1]) < 3:
+                deck.start(heading[2])
+                exercises = heading[2] == "Exercises"
+            elif heading and not deck.skipping:
+                deck.below("exercise" if exercises else "text", heading[2])
+                deck.section = heading[2] if not exercises else "Exercises"
+            body = part[heading.end() :] if heading else part
+            if deck.skipping or not body.strip() or not deck.stacks:
+                continue
+            if exercises:
+                deck.flow(*(x for x in paragraphs(body) if not x.startswith("Next: ")))
+            else:
+                prose(deck, body)
+    return deck
+
+
+def finished(deck: Deck) -> list[list[Slide]]:
+    """A heading with nothing under it is no slide, where others follow: they bear its title. One with a sentence alone
+    has it in large type."""
+    for stack in deck.stacks:
+        if not stack[0].blocks and len(stack) > 1:
+            empty = stack.pop(0)
+            stack[0].notes[:0] = empty.notes
+        if stack[0].kind == "text" and stack[0].lines < 4.5:
+            stack[0].kind = "lead"
+    return deck.stacks
+
+
+def build(notebooks: Sequence[Path], out: Path) -> list[Path]:
+    """Write a deck for each notebook into the folder ``out``, and what they share into ``out``/reveal.
+
+    Raises:
+        CompanionError: if a notebook has no heading to begin with, or ``out`` cannot be written.
+    """
+    decks = {path.name for path in notebooks} | {f"{path.stem}.ipynb" for path in out.glob("[!.]*.html")}
+    environment = jinja2.Environment(autoescape=False, undefined=jinja2.StrictUndefined)
+    template = environment.from_string(TEMPLATE.read_text())
+    font = next((path.name for path in FONT.glob("*math.woff2")), "")
+    written = []
+    for path in notebooks:
+        deck = deck_of(nbformat.read(path, as_version=4), path.parent, decks)
+        if not deck.stacks:
+            raise CompanionError(f"{path.name} has no heading: expected a title in its first cell.")
+        title = html.escape(deck.stacks[0][0].title)
+        stacks = finished(deck)
+        for slide in (slide for stack in stacks for slide in stack):
+            slide.title_html = re.sub(r"^<p>|</p>\s*$", "", deck.html(slide.title))
+        store.write(out / f"{path.stem}.html", template.render(title=title, stacks=stacks, font=font))
+        written.append(out / f"{path.stem}.html")
+    for name in NEEDED:
+        (out / "reveal" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(REVEAL / name, out / "reveal" / name)
+    for path in FONT.glob("*-math*"):
+        shutil.copyfile(path, out / "reveal" / path.name)  # with its licence
+    return written
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Write the slides of notebooks.")
+    parser.add_argument("notebooks", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, default=paths.ROOT / "build" / "slides", help="default: build/slides/")
+    arguments = parser.parse_args()
+    try:
+        written = build(arguments.notebooks, arguments.out)
+    except CompanionError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{len(written)} decks: {os.path.relpath(arguments.out)}/")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

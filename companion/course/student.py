@@ -1,0 +1,166 @@
+"""The student's version of notebooks, without solutions: ``python -m companion.course.student NOTEBOOK …``.
+
+In a code cell tagged ``exercise`` all that lies between ``### BEGIN SOLUTION`` and ``### END SOLUTION`` (nbgrader's
+marks) becomes a place to write; cells tagged ``solution`` go, and so do all outputs.
+"""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from companion import paths, store
+from companion.errors import CompanionError, extra
+
+with extra("course"):
+    import nbformat
+    from nbformat import NotebookNode
+
+PLACE = "...  # your code here"
+MARK = re.compile(r"^(?P<indent>[ \t]*)### (?P<which>BEGIN|END) SOLUTION[ \t]*$")
+LIKE_A_MARK = re.compile(r"#.*\b(begin|end)[ _-]*solution", re.IGNORECASE)
+FOLDED = re.compile(r"\s*<details>\s*<summary>\s*(?:Solution|Answer).*?</details>[ \t]*", re.S | re.I)
+LINK = re.compile(r"(\]\()(?![a-z]+:|/|#)([^)\s#]+)(#[^)\s]*)?\)")
+
+
+def tags(cell: NotebookNode) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def without_solution(source: str, where: str) -> str:
+    """The source of an exercise with a place to write for each of its solutions.
+
+    Raises:
+        CompanionError: if the marks do not come in pairs, hold nothing between them, or are misspelt.
+    """
+    lines, began, count = [], None, 0
+    for number, line in enumerate(source.splitlines(), start=1):
+        mark = MARK.match(line)
+        if not mark:
+            if LIKE_A_MARK.search(line):
+                raise CompanionError(
+                    f"{where}, line {number}: {line.strip()!r} is no mark. Expected a line with nothing but "
+                    "'### BEGIN SOLUTION' or '### END SOLUTION'."
+                )
+            if began is None:
+                lines.append(line)
+            continue
+        if (mark["which"] == "BEGIN") != (began is None):
+            expected = (
+                "'### BEGIN SOLUTION'" if began is None else f"the end of the solution that begins in line {began}"
+            )
+            raise CompanionError(f"{where}, line {number}: {line.strip()!r} where {expected} was expected.")
+        if began is None:
+            began, count = number, count + 1
+            lines.append(mark["indent"] + PLACE)
+        elif number == began + 1:
+            raise CompanionError(f"{where}, line {began}: nothing stands between the marks; expected a solution.")
+        else:
+            began = None
+    if began is not None:
+        raise CompanionError(f"{where}, line {began}: '### BEGIN SOLUTION' without '### END SOLUTION' after it.")
+    if not count:
+        raise CompanionError(f"{where} is an exercise without '### BEGIN SOLUTION': mark what students are to write.")
+    return "\n".join(lines)
+
+
+def pairs(notebook: NotebookNode, name: str) -> list[tuple[int, int]]:
+    """The exercises of a notebook, each with its check, the next code cell: numbers of cells.
+
+    Raises:
+        CompanionError: for an exercise without a check, a check without an exercise, or marks outside an exercise.
+    """
+    code = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+    found = []
+    for before, after in zip([None, *code], [*code, None], strict=True):
+        exercise = before is not None and "exercise" in tags(notebook.cells[before])
+        check = after is not None and "check" in tags(notebook.cells[after])
+        if exercise and check:
+            found.append((before, after))
+        elif exercise:
+            raise CompanionError(
+                f"{name}, cell {before} is an exercise without a check: expected one as the next code."
+            )
+        elif check:
+            raise CompanionError(f"{name}, cell {after} is a check, but the code before it is no exercise.")
+        if before is not None and not exercise and LIKE_A_MARK.search(notebook.cells[before].source):
+            raise CompanionError(f"{name}, cell {before} has a solution marked, but not the tag 'exercise': add it.")
+    return found
+
+
+def student(notebook: NotebookNode, name: str) -> NotebookNode:
+    """A copy of ``notebook`` for students; the ids of its cells stay.
+
+    Raises:
+        CompanionError: naming the notebook (``name``) and the number of the cell, if its exercises are not well formed.
+    """
+    pairs(notebook, name)
+    copy = nbformat.from_dict(notebook)
+    kept = []
+    for number, cell in enumerate(copy.cells):
+        if "solution" in tags(cell):
+            continue
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+            if "exercise" in tags(cell):
+                cell.source = without_solution(cell.source, f"{name}, cell {number}")
+                cell.metadata["tags"] = [tag for tag in tags(cell) if tag != "hide-input"]
+        else:
+            cell.source = FOLDED.sub("", cell.source)
+        kept.append(cell)
+    copy.cells = kept
+    nbformat.validate(copy)
+    return copy
+
+
+def relink(source: str, before: Path, after: Path, here: set[str]) -> str:
+    """Links of a text that moves from the folder ``before`` to ``after``, which has the files ``here`` of its own."""
+
+    def moved(link: re.Match) -> str:
+        if link[2] in here or not (before / link[2]).exists():  # in code, `](` may be anything
+            return link[0]
+        return f"{link[1]}{Path(os.path.relpath(before / link[2], after)).as_posix()}{link[3] or ''})"
+
+    return LINK.sub(moved, source)
+
+
+def build(notebooks: Sequence[Path], out: Path) -> list[Path]:
+    """Write the students' version of these notebooks into the folder ``out``; all are made before one is written.
+
+    Links among them stay; other relative links lead from ``out`` to where they led before.
+
+    Raises:
+        CompanionError: as :func:`student`, and if ``out`` is where the notebooks are or cannot be written.
+    """
+    for path in notebooks:
+        if out.resolve() == path.parent.resolve():
+            raise CompanionError(f"{out} holds the notebooks themselves: expected another folder for the students'.")
+    made = {path: student(nbformat.read(path, as_version=4), path.name) for path in notebooks}
+    here = {path.name for path in notebooks} | {path.name for path in out.glob("[!.]*.ipynb")}
+    written = []
+    for path, notebook in made.items():
+        for cell in notebook.cells:
+            cell.source = relink(cell.source, path.parent.resolve(), out.resolve(), here)
+        store.write(out / path.name, nbformat.writes(notebook) + "\n")
+        written.append(out / path.name)
+    return written
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Write the student's version of notebooks.")
+    parser.add_argument("notebooks", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, default=paths.ROOT / "build" / "student", help="default: build/student/")
+    arguments = parser.parse_args()
+    try:
+        written = build(arguments.notebooks, arguments.out)
+    except CompanionError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{len(written)} notebooks without solutions: {os.path.relpath(arguments.out)}/")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""The rules by which a notebook becomes slides, on small notebooks made up for it."""
+
+import base64
+import io
+import re
+
+import nbformat
+import numpy as np
+import PIL.Image
+import pytest
+from nbformat import v4
+
+from companion import paths
+from companion.errors import CompanionError
+
+pytest.importorskip("sphinx_revealjs", reason="the extra `book` is not installed")
+from companion.course import pieces, slides
+
+
+def png(width=90, height=30, blank=()):
+    """Noise, with white bands at the rows of ``blank``."""
+    pixels = np.random.default_rng(0).integers(0, 200, (height, width, 3), dtype=np.uint8)
+    pixels[:1] = 255
+    for row in blank:
+        pixels[row : row + 6] = 255
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def shows(*outputs, source="figures.show(figure)", tags=()):
+    return v4.new_code_cell(source, outputs=list(outputs), metadata={"tags": list(tags)} if tags else {})
+
+
+def figure(data=None, alt="A figure of which this is the text", **more):
+    encoded = base64.b64encode(data or png()).decode()
+    return v4.new_output("display_data", {"image/png": encoded} | more, metadata={"image/png": {"alt": alt}})
+
+
+def deck(*cells, decks=()):
+    made = [v4.new_markdown_cell(cell) if isinstance(cell, str) else cell for cell in cells]
+    made.insert(0, v4.new_markdown_cell("# 01 · Small\n\n**What you will learn.** Much.\n\n**Minutes.** `cpu` 1."))
+    return slides.finished(slides.deck_of(v4.new_notebook(cells=made), paths.ROOT, set(decks)))[1:]
+
+
+def test_a_heading_is_a_slide_with_its_first_sentence_and_its_formulas_and_the_prose_is_in_the_notes():
+    text = "## The idea\n\nFirst of all. Then more.\n\nWith $n$ of them,\n\n$$ a = \\frac bc . $$\n\nThe end."
+    ((slide,),) = deck(text)
+    shown = "".join(slide.blocks)
+    assert slide.title == "The idea"
+    assert "First of all. Then more." in shown  # a very short sentence is shown with the next
+    assert "The end" not in shown
+    assert "The end" in "".join(slide.notes)
+    assert shown.count('<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">') == 1
+    assert shown.index("of them,") < shown.index('display="block"')
+
+
+def test_a_figure_is_a_slide_below_with_what_we_see_and_its_text():
+    see = "**What we see.** It falls, and this sentence is longer than a few words. It rises."
+    ((heading, below),) = deck("## The idea\n\nA sentence that says what all of this is about.", shows(figure()), see)
+    assert heading.blocks
+    assert below.kind == "figure"
+    assert 'alt="A figure of which this is the text"' in below.blocks[0]
+    assert "It falls" in below.blocks[1]
+    assert "It rises" not in below.blocks[1]
+    assert "It rises" in "".join(below.notes)
+
+
+def test_of_a_figure_with_controls_the_picture_is_shown():
+    frames = {"application/vnd.companion.frames+json": {"frames": []}}
+    ((_, below),) = deck("## The idea\n\nA sentence that says what it is about.", shows(figure(**frames)))
+    assert below.kind == "figure"
+
+
+def test_a_prediction_stands_before_the_figure_that_answers_it():
+    ((_, asked, below),) = deck(
+        "## The idea\n\nA sentence that says what it is about.",
+        "**Predict, then run.** Up or down, and why?",
+        shows(figure()),
+    )
+    assert (asked.kind, asked.title, below.kind) == ("predict", "Predict, then run", "figure")
+    assert "Up or down" in asked.blocks[0]
+
+
+def test_an_exercise_is_a_slide_with_its_task_and_no_solution():
+    stack = deck(
+        "## Exercises",
+        "### Exercise 1: twice\n\nWrite `twice(x)`.\n\n$$ 2x $$",
+        shows(source="### BEGIN SOLUTION\nreturn 2 * x\n### END SOLUTION", tags=["exercise"]),
+        shows(v4.new_output("stream", text="Exercise 1: correct.\n"), source="assert twice(2) == 4", tags=["check"]),
+        "### Reading questions\n\n1. Why?\n2. How?",
+        v4.new_markdown_cell(
+            "<details><summary>Solutions</summary>\n\n1. So.\n\n</details>", metadata={"tags": ["solution"]}
+        ),
+    )
+    ((task, questions),) = stack
+    assert task.title == "Exercise 1: twice"
+    assert "<code>twice(x)</code>" in "".join(task.blocks)
+    whole = "".join(block for slide in (task, questions) for block in (*slide.blocks, *slide.notes))
+    assert "So." not in whole
+    assert "2 * x" not in whole
+    assert "assert" not in whole
+    assert whole.count("<li>") == 2
+
+
+def test_long_texts_go_on_below():
+    items = "\n".join(f"{k}. " + "A question that takes a line or two of the slide. " * 3 for k in range(1, 9))
+    ((first, second, *_),) = deck("## Exercises", f"### Reading questions\n\n{items}")
+    assert first.lines <= slides.LINES
+    assert second.lines <= slides.LINES
+    assert first.title == "Reading questions"
+
+
+def test_references_are_left_out_and_verdicts_are_a_table():
+    printed = "Verdicts that must come out again:\na2020.first: reproduced\nb2021.second: not reproduced\n"
+    ((slide,),) = deck(
+        "## The claims of this notebook", shows(v4.new_output("stream", text=printed), tags=["nbval-check-output"]),
+        "## References\n\n- A book.",
+    )  # fmt: skip
+    assert re.findall(r"<t[hd]>(.*?)</t[hd]>", slide.blocks[0]) == [
+        "a2020.first", "reproduced", "b2021.second", "not reproduced",
+    ]  # fmt: skip
+
+
+def test_short_code_that_prints_is_a_slide_and_plumbing_is_not():
+    printed = v4.new_output("stream", text="0.5\n")
+    ((_, code),) = deck(
+        "## The idea\n\nA sentence that says what it is about.",
+        shows(printed, source="x = 1 / 2\nprint(x)"),
+        shows(printed, source="ledger.check(x)\nprint(x)"),
+        shows(printed, source="for x in y:\n    print(x)"),
+    )
+    assert code.kind == "code"
+    assert "x = 1 / 2" in code.blocks[0]
+
+
+HEAD = "<thead><tr><th></th><th>a</th></tr></thead>"
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(5, 1), (20, 2), (60, 0)])
+def test_long_tables_are_split_and_very_long_ones_left_to_the_notebook(rows, expected):
+    body = "".join(f"<tr><th>{k}</th><td>{k}</td></tr>" for k in range(rows))
+    output = v4.new_output("display_data", {"text/html": f"<table>{HEAD}<tbody>{body}</tbody></table>"})
+    ((heading, *below),) = deck("## The idea\n\nA sentence that says what it is about.", shows(output))
+    assert len(below) == expected
+    assert sum("".join(slide.blocks).count("<tr>") - 1 for slide in below) == (rows if expected else 0)
+    assert ("too long for slides" in "".join(heading.notes)) == (not expected)
+
+
+def test_rows_that_share_a_cell_stay_together():
+    body = '<tr><th rowspan="2">a</th><td>1</td></tr><tr><td>2</td></tr><tr><th>b</th><td>3</td></tr>'
+    _, rows, _ = pieces.rows_of(f"<table>{HEAD}<tbody>{body}</tbody></table>")
+    assert [row.count("<tr>") for row, _ in rows] == [2, 1]
+
+
+def test_a_figure_that_is_higher_than_wide_is_cut_where_nothing_is_drawn():
+    parts = pieces.cut(png(100, 150, blank=(50, 97)))
+    heights = [PIL.Image.open(io.BytesIO(part)).size[1] for part, _ in parts]
+    assert sum(heights) == 150
+    assert heights[:2] == [53, 47]
+    assert all(ratio <= 0.62 for _, ratio in parts)
+    assert len(pieces.cut(png(100, 99, blank=(50,)))) == 1
+    assert len(pieces.cut(png(100, 150))) == 1  # no place to cut it
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("See Fig. 3 of Chen et al. (2020), which has been read by many. No more.",
+         "See Fig. 3 of Chen et al. (2020), which has been read by many."),
+        ("A value of $x. y$ and `a. b` that goes on for long enough to be one. No.",
+         "A value of $x. y$ and `a. b` that goes on for long enough to be one."),
+        ("It is so (and not. so) in each of the cases that were looked at here. No.",
+         "It is so (and not. so) in each of the cases that were looked at here."),
+        ("As above. And then a second one.", "As above. And then a second one."),
+        ("No end", "No end"),
+    ],
+)  # fmt: skip
+def test_the_first_sentence(text, first):
+    assert pieces.sentence(text) == first
+
+
+def test_the_last_sentence_may_be_unfinished():
+    assert pieces.sentence("One. With $p$ the share of it,", last=True) == "With $p$ the share of it,"
+    assert pieces.sentence("One. Two is this:", last=True) == "Two is this:"
+
+
+def test_formulas_are_mathml_with_their_number_and_bars_as_high_as_a_letter():
+    made = pieces.markdown(r"$$ \lVert u \rVert = \mathbb E x \tag{5} $$")
+    assert '<span class="number">(5)</span>' in made
+    assert made.count('<mo stretchy="false">&#x02016;</mo>') == 2
+    assert "mathvariant" not in made
+    assert "<math" in pieces.markdown("Where $n$ is.")
+    assert "$" not in pieces.markdown("Where $n$ is.")
+
+
+def test_links_lead_to_decks_and_addresses_and_nowhere_else():
+    text = "[a](01_x.ipynb#part), [b](02_y.ipynb), [c](https://arxiv.org/abs/1), [d](../data/README.md)"
+    made = pieces.markdown(text, {"01_x.ipynb"})
+    assert re.findall(r'href="([^"]*)"', made) == ["01_x.html", "https://arxiv.org/abs/1"]
+    assert "b" in made
+
+
+def test_a_deck_and_what_it_needs_are_written(tmp_path):
+    path = tmp_path / "01_small.ipynb"
+    nbformat.write(v4.new_notebook(cells=[v4.new_markdown_cell("# 01 · Small\n\nA sentence.")]), path)
+    (written,) = slides.build([path], tmp_path / "out")
+    for source in re.findall(r'(?:src|href)="([^"]+)"', written.read_text()):
+        assert (tmp_path / "out" / source).is_file(), source
+    assert "<title>01 · Small</title>" in written.read_text()
+
+
+def test_a_notebook_without_a_heading_is_told(tmp_path):
+    path = tmp_path / "01_small.ipynb"
+    nbformat.write(v4.new_notebook(cells=[v4.new_code_cell("1")]), path)
+    with pytest.raises(CompanionError, match=r"01_small\.ipynb has no heading"):
+        slides.build([path], tmp_path / "out")
