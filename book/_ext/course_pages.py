@@ -1,5 +1,7 @@
 """Directives for the pages of book/course/: what they say of notebooks and profiles is read where it stands."""
 
+import re
+
 import course_frame
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
@@ -8,7 +10,7 @@ from companion.course import profiles
 
 
 def _link(notebook: course_frame.Notebook, part: str = "") -> str:
-    return f"[{notebook.number} · {notebook.title}](../notebooks/{notebook.name}.ipynb{part})"
+    return f"[{notebook.number} · {notebook.title}](/notebooks/{notebook.name}.ipynb{part})"
 
 
 class Course(SphinxDirective):
@@ -38,12 +40,22 @@ class Map(SphinxDirective):
         return [nodes.raw("", f'<div class="course-map-frame">{picture}</div>', format="html")]
 
 
+def readme(found: list[course_frame.Notebook], part: str) -> str:
+    """What stands in the README between two comments that name the part, with its links as the book has them."""
+    text = (course_frame.ROOT / "README.md").read_text()
+    start, end = text.index(f"<!-- {part} -->"), text.index(f"<!-- /{part} -->")
+    pages = {"results/reference/README.md": "/recorded.md", "data/README.md": "/data.md"}
+    return re.sub(
+        r"\]\((?!\w+:|#|/)([^)#\s]+)", lambda link: f"]({pages.get(link[1], '/' + link[1])}", text[start:end]
+    ).partition("-->")[2]
+
+
 def needs(found: list[course_frame.Notebook]) -> str:
     """A list: what each notebook says is to be read first, and what builds on it."""
     lines = []
     for notebook in found:
         after = [other.number for other in found if notebook.name in other.needs and not other.collects]
-        first = notebook.read_first.replace("](", "](../notebooks/")
+        first = notebook.read_first.replace("](", "](/notebooks/")
         lines.append(f"- {_link(notebook)}. Read first: {first}" + (f" It leads to {', '.join(after)}." if after else ""))
     return "\n".join(lines)
 
@@ -68,7 +80,7 @@ def exercises(found: list[course_frame.Notebook], *numbers: str) -> str:
     for notebook in found:
         if notebook.number in numbers:
             titles = "; ".join(notebook.exercises) or "reading questions"
-            lines.append(f"- [{notebook.number}](../notebooks/{notebook.name}.ipynb#exercises): {titles}.")
+            lines.append(f"- [{notebook.number}](/notebooks/{notebook.name}.ipynb#exercises): {titles}.")
     return "\n".join(lines)
 
 
@@ -88,6 +100,7 @@ def table_of_profiles(found: list[course_frame.Notebook]) -> str:
 
 
 TEXTS = {
+    "course-readme": readme,
     "course-needs": needs,
     "course-sources": sources,
     "course-minutes": minutes,
