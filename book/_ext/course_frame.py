@@ -96,7 +96,7 @@ def layers(found: list[Notebook]) -> list[list[str]]:
     return rows
 
 
-WIDTH, NODE, HEIGHT, PITCH, DUMMY, GAP = 840, 194, 68, 124, 16, 16
+WIDTH, NODE, HEIGHT, PITCH, DUMMY, GAP = 808, 190, 70, 124, 16, 13
 
 
 def _routes(found: list[Notebook], rows: list[list[str]]) -> tuple[list[list[str]], dict]:
@@ -189,34 +189,35 @@ def _words(title: str, length: int = 21) -> list[str]:
 
 
 def _box(notebook: Notebook, x: float, y: float, wide: float, link: str) -> str:
-    """A notebook as a box that links to it: number and title, a stripe a source, and the sources in small type."""
-    of = " · ".join(notebook.sources) if len(notebook.sources) < 2 else " + ".join(
-        name.partition(",")[0].removesuffix(" et al.") for name in notebook.sources)  # fmt: skip
+    """A notebook as a box that links to it: number and title, a stripe a source, and as many names as there is room."""
     stripes = [
         f'<rect x="{x:.0f}" y="{y + k * HEIGHT / len(notebook.sources):.1f}" width="6" '
         f'height="{HEIGHT / len(notebook.sources):.1f}" fill="{COLORS[name]}"/>'
         for k, name in enumerate(notebook.sources)
     ]
     lines = [notebook.title] if notebook.collects else _words(notebook.title)
-    first = y + (22 if of else 27) + (0 if len(lines) > 1 else 8)
     spans = "".join(
-        f'<tspan x="{x + 44:.0f}" y="{first + 16 * k:.0f}">{escape(line)}</tspan>' for k, line in enumerate(lines)
+        f'<tspan x="{x + 14:.0f}" y="{y + 43 + 16 * k:.0f}">{escape(line)}</tspan>' for k, line in enumerate(lines)
     )
     return (
         f'<a href="{escape(link)}" data-notebook="{notebook.number}">'
-        f'<rect class="box" x="{x:.0f}" y="{y:.0f}" width="{wide:.0f}" height="{HEIGHT}" rx="6"/>{"".join(stripes)}'
-        f'<text class="number" x="{x + 14:.0f}" y="{first:.0f}">{notebook.number}</text><text>{spans}</text>'
-        + (f'<text class="source" x="{x + 14:.0f}" y="{y + HEIGHT - 9:.0f}">{escape(of)}</text>' if of else "")
-        + "</a>"
+        f'<rect class="box" x="{x:.0f}" y="{y:.0f}" width="{wide:.0f}" height="{HEIGHT}"/>{"".join(stripes)}'
+        f'<text class="number" x="{x + 14:.0f}" y="{y + 22:.0f}">{notebook.number}</text>'
+        + "".join(
+            f'<text class="source" x="{x + (14 if k else 44):.0f}" y="{y + (61 if k else 21):.0f}">{escape(name)}</text>'
+            for k, name in enumerate(notebook.sources[: 3 - len(lines)])
+        )
+        + f"<text>{spans}</text></a>"
     )
 
 
 STYLE = """
+.course-map-frame { overflow-x: auto; margin-bottom: 1rem; }
 .course-map { width: 100%; min-width: 40rem; height: auto; font-family: inherit; }
 .course-map .box { fill: var(--pst-color-surface, #f4f4f4); stroke: var(--pst-color-text-muted, #666); }
-.course-map text { fill: var(--pst-color-text-base, #111); font-size: 14px; }
-.course-map .number { font-weight: 700; font-size: 17px; }
-.course-map .source { fill: var(--pst-color-text-muted, #555); font-size: 12px; }
+.course-map text { fill: var(--pst-color-text-base, #111); font-size: 13px; }
+.course-map .number { font-weight: 700; font-size: 16px; }
+.course-map .source { fill: var(--pst-color-text-muted, #555); font-size: 11px; }
 .course-map .edge { fill: none; stroke: var(--pst-color-text-muted, #666); stroke-width: 1.5; }
 .course-map .tip { fill: var(--pst-color-text-muted, #666); }
 .course-map a:hover .box, .course-map a:focus-visible .box { stroke: var(--pst-color-link, #0b5cad); stroke-width: 3; }
