@@ -204,8 +204,8 @@ def _box(notebook: Notebook, x: float, y: float, wide: float, link: str) -> str:
         f'<rect class="box" x="{x:.0f}" y="{y:.0f}" width="{wide:.0f}" height="{HEIGHT}"/>{"".join(stripes)}'
         f'<text class="number" x="{x + 14:.0f}" y="{y + 22:.0f}">{notebook.number}</text>'
         + "".join(
-            f'<text class="source" x="{x + (14 if k else 44):.0f}" y="{y + (61 if k else 21):.0f}">{escape(name)}</text>'
-            for k, name in enumerate(notebook.sources[: 3 - len(lines)])
+            f'<text class="source" x="{x + aside:.0f}" y="{y + down:.0f}">{escape(name)}</text>'
+            for name, (aside, down) in zip(notebook.sources[: 3 - len(lines)], ((44, 21), (14, 61)), strict=False)
         )
         + f"<text>{spans}</text></a>"
     )
@@ -280,4 +280,3 @@ def in_words(found: list[Notebook]) -> str:
         needs = "all others" if notebook.collects else ", ".join(name[:2] for name in notebook.needs) or "nothing"
         said.append(f"{notebook.number} builds on {needs}")
     return f"{len(found)} boxes, one a notebook, joined by arrows. {'; '.join(said)}. Each box links to its notebook."
-

@@ -56,7 +56,9 @@ def needs(found: list[course_frame.Notebook]) -> str:
     for notebook in found:
         after = [other.number for other in found if notebook.name in other.needs and not other.collects]
         first = notebook.read_first.replace("](", "](/notebooks/")
-        lines.append(f"- {_link(notebook)}. Read first: {first}" + (f" It leads to {', '.join(after)}." if after else ""))
+        lines.append(
+            f"- {_link(notebook)}. Read first: {first}" + (f" It leads to {', '.join(after)}." if after else "")
+        )
     return "\n".join(lines)
 
 
