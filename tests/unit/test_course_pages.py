@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import unicodedata
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from itertools import pairwise
@@ -45,10 +46,13 @@ def cells(number, kind=None):
     return [source for found, source in sources(number) if kind in (None, found)]
 
 
-def slugs(number):
-    """The anchors of a notebook's headings, as MyST makes them."""
+@functools.cache
+def anchors(number):
+    """Where a link into a notebook may lead: its headings, as MyST and as docutils make identifiers of them."""
     headings = re.findall(r"^#{1,4} (.*)$", "\n\n".join(cells(number, "markdown")), re.M)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    plain = (unicodedata.normalize("NFKD", text.lower()).encode("ascii", "ignore").decode() for text in headings)
+    slugs = {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
+    return slugs | {re.sub(r"[^a-z0-9]+", "-", text).strip("-") for text in plain}
 
 
 def read_first(number):
@@ -141,7 +145,7 @@ def test_links_lead_somewhere(page):
             continue  # pages of the book that are made elsewhere
         assert path.is_file(), target
         if anchor and path.suffix == ".ipynb":
-            assert anchor in slugs(path.name[:2]), f"{target}#{anchor}"
+            assert anchor in anchors(path.name[:2]), f"{target}#{anchor}"
 
 
 LESSON = re.compile(r"^## Lesson (\d+): (.*?)(?=^## |\Z)", re.M | re.S)
