@@ -101,7 +101,15 @@ def table_of_profiles(found: list[course_frame.Notebook]) -> str:
     return "\n".join(rows)
 
 
+def offline(found: list[course_frame.Notebook]) -> str:
+    """The command that fetches what `make setup` installs, as the Makefile has it."""
+    extras = re.search(r"-e '\.\[(.*?)\]'", (course_frame.ROOT / "Makefile").read_text())[1]
+    command = f"pip download -d wheels -c constraints.txt '.[{extras}]' 'setuptools>=77'"
+    return f"```console\n$ {command}\n```"
+
+
 TEXTS = {
+    "course-offline": offline,
     "course-readme": readme,
     "course-needs": needs,
     "course-sources": sources,

@@ -170,6 +170,13 @@ def test_twelve_lessons_of_ninety_minutes_in_an_order_that_can_be_followed():
         assert {"show", "predict", "do", "discuss"} - {way for _, way in rows} <= {"discuss", "predict"}
         assert re.search(r"```\{course-exercises\} ([\d ]+)\n", text).group(1).split() == given
         assert "Homework" in text
+        for number in given:  # exercises that are named are there
+            named = re.findall(
+                rf"[Ee]xercises? ([\d, ]+(?:(?:and|to) \d)?)(?: of {number})?(?= of {number}|[^o])", text
+            )
+            most = sum(source.startswith("### Exercise ") for source in cells(number, "markdown"))
+            if most and len(given) == 1:
+                assert max(int(k) for part in named for k in re.findall(r"\d", part)) <= most, (number, named)
     assert sorted(seen) == list(NOTEBOOKS)
 
 
@@ -240,8 +247,6 @@ def test_what_is_typed_exists():
             assert f"id: {claim}\n" in (paths.ROOT / "companion" / "ledger" / "claims.yaml").read_text()
         for name in re.findall(r"`losses\.(\w+)|\blosses\.(\w+)\(", text):
             assert hasattr(losses, name[0] or name[1]), name
-    extras = re.search(r"-c constraints.txt '\.\[(.*?)\]'", PAGES["instructor"]).group(1)
-    assert f"-e '.[{extras}]'" in makefile
 
 
 def test_the_parts_of_the_readme_that_pages_show_are_marked_there():
