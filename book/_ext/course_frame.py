@@ -220,6 +220,7 @@ STYLE = """
 .course-map .source { fill: var(--pst-color-text-muted, #555); font-size: 11px; }
 .course-map .edge { fill: none; stroke: var(--pst-color-text-muted, #666); stroke-width: 1.5; }
 .course-map .tip { fill: var(--pst-color-text-muted, #666); }
+.course-map a { text-decoration: none; }
 .course-map a:hover .box, .course-map a:focus-visible .box { stroke: var(--pst-color-link, #0b5cad); stroke-width: 3; }
 """
 

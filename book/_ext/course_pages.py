@@ -81,8 +81,9 @@ def exercises(found: list[course_frame.Notebook], *numbers: str) -> str:
     lines = []
     for notebook in found:
         if notebook.number in numbers:
-            titles = "; ".join(notebook.exercises) or "reading questions"
-            lines.append(f"- [{notebook.number}](/notebooks/{notebook.name}.ipynb#exercises): {titles}.")
+            where = f"[{notebook.number}](/notebooks/{notebook.name}.ipynb#exercises)"
+            titles = "; ".join(title.removeprefix("Exercise ") for title in notebook.exercises)
+            lines.append(f"- Exercises in code of {where}: {titles}." if titles else f"- Reading questions of {where}.")
     return "\n".join(lines)
 
 
