@@ -4,13 +4,12 @@ Every notebook begins with a cell that has these lines; a fact stands there and 
 what is drawn here as an SVG, layer by layer: a notebook lies below all that it builds on.
 """
 
+import json
 import re
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 from pathlib import Path
-
-import nbformat
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,14 +55,14 @@ def notebooks(folder: Path = ROOT / "notebooks") -> list[Notebook]:
     paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     found = []
     for path in paths:
-        cells = nbformat.read(path, as_version=4).cells
-        head = cells[0].source
+        cells = [(c["cell_type"], "".join(c["source"])) for c in json.loads(path.read_text())["cells"]]
+        head = cells[0][1]
         before, _, after = _line(head, "Read first").partition("Source")
         collects = before.startswith("The other notebooks")
         linked = dict.fromkeys(re.findall(r"\]\((\d\d_\w+)\.ipynb\)", before))
         needs = [other.stem for other in paths if other != path] if collects else linked
         sources = [name for name, addresses in SOURCES.items() if any(x in after for x in addresses)]
-        headings = [re.match(r"### (Exercise \d+: .*)", c.source) for c in cells if c.cell_type == "markdown"]
+        headings = [re.match(r"### (Exercise \d+: .*)", source) for kind, source in cells if kind == "markdown"]
         found.append(
             Notebook(
                 name=path.stem,
