@@ -13,6 +13,7 @@ from companion.errors import CompanionError, choose, extra
 
 with extra("course"):
     import ipywidgets
+    import numpy as np
     import PIL.Image
 
 MIME = "application/vnd.companion.frames+json"  # beside image/png: what the book makes sliders of
@@ -91,7 +92,34 @@ def freezing() -> bool:
     return bool(os.environ.get("CONTRASTIVE_FRAMES"))
 
 
-def bundle(controls: list[Control], picture: Callable[..., bytes], alt: Callable[..., str]) -> tuple[dict, dict]:
+def with_few_colors(pictures: list[bytes], colors: int) -> list[bytes]:
+    """PNG files with a palette that they share, so that nothing changes its colour from one to the next."""
+    drawn = [np.array(PIL.Image.open(io.BytesIO(data)).convert("RGB")) for data in pictures]
+    palette = PIL.Image.new("P", (1, 1))
+    palette.putpalette(_palette(np.concatenate([pixels.reshape(-1, 3) for pixels in drawn]), colors))
+    files = [io.BytesIO() for _ in drawn]
+    for pixels, file in zip(drawn, files, strict=True):
+        fewer = PIL.Image.fromarray(pixels).quantize(palette=palette, dither=PIL.Image.Dither.NONE)
+        fewer.save(file, format="png", optimize=True)
+    return [file.getvalue() for file in files]
+
+
+def _palette(pixels: np.ndarray, colors: int) -> list[int]:
+    """RGB values of so many colours: half of them the most frequent, areas; the others far from these, small marks."""
+    packed, counts = np.unique(pixels @ np.array([1 << 16, 1 << 8, 1]), return_counts=True)
+    packed, counts = (x[counts.argsort(kind="stable")[::-1]][:20_000] for x in (packed, counts))
+    values = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(float)
+    chosen = list(range(min(colors // 2, len(values))))
+    distance = np.min([((values - values[k]) ** 2).sum(axis=1) for k in chosen], axis=0)
+    while len(chosen) < min(colors, len(values)):
+        chosen.append(int(np.argmax(distance * np.log1p(counts))))
+        distance = np.minimum(distance, ((values - values[chosen[-1]]) ** 2).sum(axis=1))
+    return values[chosen].astype(int).ravel().tolist()
+
+
+def bundle(
+    controls: list[Control], picture: Callable[..., bytes], alt: Callable[..., str], colors: int
+) -> tuple[dict, dict]:
     """Data and metadata of one output with a picture for every combination of the controls' values.
 
     It holds, as ``image/png``, the picture at the defaults, for whatever shows notebooks; and beside it, under
@@ -104,6 +132,7 @@ def bundle(controls: list[Control], picture: Callable[..., bytes], alt: Callable
         controls: with values.
         picture: (one keyword argument a control) → the bytes of a PNG file.
         alt: (the same) → what the picture shows.
+        colors: of the palette that all pictures share.
 
     Raises:
         CompanionError: if the pictures differ in size, or have more than 300 kB together.
@@ -119,6 +148,7 @@ def bundle(controls: list[Control], picture: Callable[..., bytes], alt: Callable
             f"The pictures of this figure have the sizes {', '.join(f'{w} × {h}' for w, h in sorted(sizes))}: expected "
             "one size for all, so that nothing jumps. Make every figure with the same `height` and `figsize`."
         )
+    pictures = with_few_colors(pictures, colors)
     if (total := sum(map(len, pictures))) > BYTES:
         raise CompanionError(
             f"The {len(pictures)} pictures of this figure have {total / 1000:.0f} kB together: expected "

@@ -50,19 +50,18 @@ def show(figure: Figure, alt: str, *, path: Path | None = None, colors: int | No
         path: where to write it as a PNG file too.
         colors: make do with so many, 256 at most, in a third of the bytes; for large plots of lines and text.
     """
-    data = _png(figure, colors)
+    data = _png(figure)
+    if colors:
+        (data,) = controls.with_few_colors([data], colors)
     if path:
         store.write(path, data)
     display(Image(data, alt=alt))
 
 
-def _png(figure: Figure, colors: int | None) -> bytes:
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=96)
     plt.close(figure)
-    if colors:
-        drawn, buffer = PIL.Image.open(buffer).convert("RGB"), io.BytesIO()
-        drawn.quantize(colors).save(buffer, format="png", optimize=True)
     return buffer.getvalue()
 
 
@@ -78,7 +77,7 @@ def movable(draw: Callable[..., Figure], alt: str | Callable[..., str], *, color
     Args:
         draw: draws the figure; what can be turned are keyword arguments of it with defaults.
         alt: as for :func:`show`; or a function of the same keyword arguments that returns it for their values.
-        colors: as for :func:`show`; fewer take fewer bytes.
+        colors: of all stored pictures together, 256 at most; fewer take fewer bytes.
         given: for each argument of ``draw``, at most two of them, its values: a list, or (low, high, step), or a text
             for a field to type in, which a stored notebook shows at its default alone.
 
@@ -90,12 +89,12 @@ def movable(draw: Callable[..., Figure], alt: str | Callable[..., str], *, color
     words = alt if callable(alt) else lambda **_: alt
 
     def redraw(**values):
-        show(draw(**values), words(**values), colors=colors)
+        show(draw(**values), words(**values))
 
     if progress.live():
         ipywidgets.interact(redraw, **{control.name: control.widget() for control in found})
     elif controls.freezing() and all(control.values for control in found):
-        data, metadata = controls.bundle(found, lambda **values: _png(draw(**values), colors), words)
+        data, metadata = controls.bundle(found, lambda **values: _png(draw(**values)), words, colors)
         display(data, metadata=metadata, raw=True)
     else:
         redraw(**{control.name: control.default for control in found})
