@@ -58,8 +58,14 @@ def frozen(output, monkeypatch):
 
 def direct(output, figure):
     """The same figure shown on its own: the bytes of its picture."""
-    figures.show(figure, "one of them", colors=32)
+    figures.show(figure, "one of them")
     return output.pop()[0].data
+
+
+def pixels(data):
+    """(height, width, 3) of a PNG file, or of its base64 form."""
+    data = base64.b64decode(data) if isinstance(data, str) else data
+    return np.array(PIL.Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
 
 
 def test_without_a_reader_it_is_drawn_once_at_its_defaults(output, monkeypatch):
@@ -77,7 +83,9 @@ def test_a_stored_figure_has_a_picture_for_every_combination(output, frozen):
     assert frames["format"] == "png"
     assert len(frames["frames"]) == len(points) == 6
     for (margin, sign), picture in zip(points, frames["frames"], strict=True):
-        assert base64.b64decode(picture) == direct(output, draw(margin=margin, sign=sign))
+        off = np.abs(pixels(picture) - pixels(direct(output, draw(margin=margin, sign=sign)))).max(axis=2)
+        assert off.max() < 40  # of 255, on the edges of letters
+        assert (off > 4).mean() < 0.01
     assert frames["alts"] == [alt(margin=margin, sign=sign) for margin, sign in points]
     assert len(set(frames["alts"])) == len(set(frames["frames"])) == 6
     assert points[frames["start"]] == (1.0, "plus")
@@ -94,14 +102,29 @@ def test_the_bar_of_a_picture_is_as_long_as_its_value(frozen):
     _, frames, _ = frozen(draw, alt, margin=MARGINS)
     lengths = []
     for picture in frames["frames"]:
-        pixels = np.array(PIL.Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")).astype(int)
-        blue = np.abs(pixels - np.multiply(figures.PALETTE[0], 255)).max(axis=2) < 16
+        blue = np.abs(pixels(picture) - np.multiply(figures.PALETTE[0], 255)).max(axis=2) < 16
         lengths.append(blue.sum(axis=1).max())
     assert np.divide(lengths, lengths[0]) == pytest.approx([1, 2, 4], rel=0.05)  # grid lines show through
 
 
 def test_one_text_may_stand_for_all_pictures(frozen):
     assert frozen(draw, "A bar.", margin=MARGINS)[1]["alts"] == ["A bar."] * 3
+
+
+def test_all_pictures_share_a_palette_that_keeps_areas_and_small_marks(frozen):
+    def draw_dot(margin=1.0):
+        figure = draw(margin=margin)
+        figure.axes[0].plot(2.5, 0.0, "o", color="#d55e00", markersize=5)
+        return figure
+
+    _, frames, _ = frozen(draw_dot, alt, colors=12, margin=MARGINS)
+    files = [PIL.Image.open(io.BytesIO(base64.b64decode(picture))) for picture in frames["frames"]]
+    (palette,) = {tuple(file.getpalette()) for file in files}
+    assert len(palette) <= 3 * 12
+    blue = tuple(round(255 * x) for x in figures.PALETTE[0])
+    for picture in frames["frames"]:
+        for color, least in ((blue, 1000), ((255, 255, 255), 10_000), ((0xD5, 0x5E, 0x00), 10)):
+            assert (pixels(picture) == color).all(axis=2).sum() > least
 
 
 def test_fewer_colours_are_fewer_bytes(frozen):
