@@ -87,6 +87,7 @@ def main() -> int:
     try:
         if arguments.freeze:
             os.environ["CONTRASTIVE_PROFILE"] = "cpu"
+            os.environ["CONTRASTIVE_FRAMES"] = "1"  # all pictures of what a reader can turn
             out, parameters = paths.results() / "frozen" / arguments.notebook.name, {}
         else:
             profile = profiles.load(arguments.profile, dataset=arguments.dataset, seed=arguments.seed)

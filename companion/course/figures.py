@@ -1,6 +1,5 @@
 """How every figure looks, and the plots that two notebooks share."""
 
-import functools
 import io
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from companion import store
+from companion.course import controls
 from companion.errors import extra
 from companion.ledger import NOT_LEARNT, VERDICTS, over_seeds
 from companion.similarity import cosine
@@ -50,35 +50,54 @@ def show(figure: Figure, alt: str, *, path: Path | None = None, colors: int | No
         path: where to write it as a PNG file too.
         colors: make do with so many, 256 at most, in a third of the bytes; for large plots of lines and text.
     """
+    data = _png(figure)
+    if colors:
+        (data,) = controls.with_few_colors([data], colors)
+    if path:
+        store.write(path, data)
+    display(Image(data, alt=alt))
+
+
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=96)
     plt.close(figure)
-    if colors:
-        drawn, buffer = PIL.Image.open(buffer).convert("RGB"), io.BytesIO()
-        drawn.quantize(colors).save(buffer, format="png", optimize=True)
-    if path:
-        store.write(path, buffer.getvalue())
-    display(Image(buffer.getvalue(), alt=alt))
+    return buffer.getvalue()
 
 
-def movable(draw: Callable[..., Figure], alt: str, **controls) -> None:
-    """A figure with controls to move it by, where someone is there to move them; else drawn once, at its defaults.
+def movable(draw: Callable[..., Figure], alt: str | Callable[..., str], *, colors: int = 32, **given) -> None:
+    """A figure with controls to turn: live where a kernel answers, as pictures to choose from in a stored notebook.
+
+    In a live kernel each control is a widget. When a notebook is executed to be stored, every combination of the
+    controls' values is drawn, and the output holds all of them (:func:`companion.course.controls.bundle`); the book
+    makes sliders of it. Else the figure is drawn once, at its defaults, which is what all three start from.
+
+    Keep the limits of the axes fixed, so that only what the control moves is seen to move.
 
     Args:
-        draw: draws the figure; its keyword arguments, which all have defaults, are what can be moved.
-        alt: as for :func:`show`.
-        controls: for each argument of ``draw``, its control as ipywidgets abbreviates it: (lowest, highest, step) for
-            a slider, a list for a choice.
-    """
+        draw: draws the figure; what can be turned are keyword arguments of it with defaults.
+        alt: as for :func:`show`; or a function of the same keyword arguments that returns it for their values.
+        colors: of all stored pictures together, 256 at most; fewer take fewer bytes.
+        given: for each argument of ``draw``, at most two of them, its values: a list, or (low, high, step), or a text
+            for a field to type in, which a stored notebook shows at its default alone.
 
-    @functools.wraps(draw)  # from the defaults of `draw` the controls start
+    Raises:
+        CompanionError: for more than two controls, a default that is not among the values, pictures of unequal size, or
+            of more than 300 kB together.
+    """
+    found = controls.read(draw, given)
+    words = alt if callable(alt) else lambda **_: alt
+
     def redraw(**values):
-        show(draw(**values), alt)
+        show(draw(**values), words(**values))
 
     if progress.live():
-        ipywidgets.interact(redraw, **controls)
+        ipywidgets.interact(redraw, **{control.name: control.widget() for control in found})
+    elif controls.freezing() and all(control.values for control in found):
+        data, metadata = controls.bundle(found, lambda **values: _png(draw(**values)), words, colors)
+        display(data, metadata=metadata, raw=True)
     else:
-        redraw()
+        redraw(**{control.name: control.default for control in found})
 
 
 def animate(figure: Figure, draw: Callable[[int], None], frames: int, alt: str, *, seconds: float = 6) -> None:

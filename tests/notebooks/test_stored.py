@@ -1,12 +1,14 @@
 """The committed notebooks as they are stored: executed, clean, accessible, small."""
 
 import ast
+import math
 import re
 
 import nbformat
 import pytest
 
 from companion import paths
+from companion.course import controls
 from companion.ledger import load
 
 NOTEBOOKS = sorted((paths.ROOT / "notebooks").glob("*.ipynb"))
@@ -69,6 +71,18 @@ def test_every_figure_says_in_words_what_it_shows(notebook):
         for kind in {"image/png", "image/gif"} & set(output.get("data", {})):
             alt = output.metadata.get(kind, output.metadata).get("alt", "")
             assert len(alt.split()) >= 8, alt
+
+
+def test_a_movable_figure_is_stored_with_all_its_pictures(notebook):
+    for output in outputs(notebook):
+        if frames := output.get("data", {}).get(controls.MIME):
+            count = math.prod(len(control["values"]) for control in frames["controls"])
+            assert len(frames["frames"]) == len(frames["alts"]) == count
+            assert len(set(frames["alts"])) == count  # each says what is to be seen at its values
+            assert all(len(alt.split()) >= 8 for alt in frames["alts"])
+            assert output["data"]["image/png"].strip() == frames["frames"][frames["start"]]
+    moved = [cell for cell in code(notebook) if "figures.movable(" in cell.source and "phrase=" not in cell.source]
+    assert len(moved) == sum(controls.MIME in output.get("data", {}) for output in outputs(notebook))
 
 
 def test_cells_are_short_and_the_file_is_small(path, notebook):
