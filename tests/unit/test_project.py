@@ -43,7 +43,8 @@ FILES = {
                  "runs", "sweeps", "baselines", "recorded"],
     "diagnose": ["arrays", "sums", "reading", "files", "advice", "table", "figures", "page", "callback"],
     "ledger": ["observed", "claims", "ledger", "scoreboard"],
-    "course": ["profiles", "environment", "controls", "figures", "forest", "execute", "report", "student", "pieces", "slides"],
+    "course": ["profiles", "environment", "controls", "figures", "forest", "execute", "report", "student", "pieces",
+               "slides"],
     "bench": ["report", "measure"],
 }  # fmt: skip
 SCIENCE = ("errors", "similarity", "losses", "theory", "metrics")
