@@ -3,7 +3,6 @@
 import functools
 import json
 import re
-import subprocess
 import sys
 import unicodedata
 import xml.etree.ElementTree as ET
@@ -259,15 +258,3 @@ def test_the_parts_of_the_readme_that_pages_show_are_marked_there():
             assert "![" not in inside  # pictures stay in the README
     for page in PAGES:
         assert f"book/course/{page}.md" in readme
-
-
-def test_the_offline_room_is_a_matter_of_two_variables_that_pip_reads(tmp_path):
-    """`PIP_NO_INDEX` and `PIP_FIND_LINKS` reach pip: it looks in the folder alone."""
-    assert "PIP_NO_INDEX=1 PIP_FIND_LINKS=" in PAGES["instructor"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "download", "-q", "-d", tmp_path / "out", "nothing-of-this-name"],
-        env={"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PATH": "", "HOME": str(tmp_path)},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode != 0
-    assert "No matching distribution found" in done.stderr
