@@ -56,7 +56,6 @@ autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 autodoc_inherit_docstrings = False
 python_use_unqualified_type_names = True
-python_maximum_signature_line_length = 90
 toc_object_entries_show_parents = "hide"
 
 html_theme = "sphinx_book_theme"

@@ -193,17 +193,18 @@ def visits(site, chromium):
     for name in site.pages:
         asked.clear(), errors.clear()
         page.set_viewport_size({"width": 1280, "height": 900})
-        page.emulate_media(color_scheme="light")
+        page.emulate_media(color_scheme="light", reduced_motion="reduce")
         page.goto(site.uri(name), wait_until="load")
         page.evaluate("document.fonts.ready")
         found[name] = {"broken": page.evaluate(BROKEN)}
         page.set_viewport_size({"width": 390, "height": 844})
         found[name]["wide"] = page.evaluate(WIDE)
         page.set_viewport_size({"width": 1280, "height": 900})
+        page.add_style_tag(content="* { transition: none !important; }")
         page.evaluate(PRUNE), page.evaluate(script)
         found[name] |= {"light": page.evaluate(AXE, [RULES, []])}
-        page.emulate_media(color_scheme="dark")
-        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+        page.emulate_media(color_scheme="dark", reduced_motion="reduce")
+        page.wait_for_function("document.documentElement.dataset.theme == 'dark'")
         found[name]["dark"] = page.evaluate(AXE, [RULES, ["color-contrast", "link-in-text-block"]])
         found[name]["foreign"] = [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]
         found[name]["errors"] = list(errors)
