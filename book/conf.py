@@ -32,6 +32,7 @@ extensions = [
     "sources",
     "claims",
     "api",
+    "course_pages",
 ]
 exclude_patterns = ["_build", "_ext", "_static"]
 nitpicky = True
