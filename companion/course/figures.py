@@ -69,7 +69,7 @@ def movable(draw: Callable[..., Figure], alt: str | Callable[..., str], *, color
     """A figure with controls to turn: live where a kernel answers, as pictures to choose from in a stored notebook.
 
     In a live kernel each control is a widget. When a notebook is executed to be stored, every combination of the
-    controls' values is drawn, and the output holds all of them (:func:`companion.course.controls.bundle`); the book
+    controls' values is drawn, and the output holds all of them (``companion.course.controls.bundle``); the book
     makes sliders of it. Else the figure is drawn once, at its defaults, which is what all three start from.
 
     Keep the limits of the axes fixed, so that only what the control moves is seen to move.
