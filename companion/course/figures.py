@@ -41,7 +41,7 @@ def panels(columns: int = 1, rows: int = 1, *, height: float = 3.4, **options) -
     return figure, axes.ravel()
 
 
-def show(figure: Figure, alt: str, *, path: Path | None = None, colors: int | None = None) -> None:
+def show(figure: Figure, alt: str, *, path: Path | None = None, colors: int | None = None, place=None) -> None:
     """Display a finished figure with a text for those who do not see it, and close it.
 
     Args:
@@ -49,13 +49,15 @@ def show(figure: Figure, alt: str, *, path: Path | None = None, colors: int | No
         alt: what the figure shows, in a sentence or two.
         path: where to write it as a PNG file too.
         colors: make do with so many, 256 at most, in a third of the bytes; for large plots of lines and text.
+        place: a display handle, ``display(display_id=True)``: the figure takes the place of what stood there, and so
+            grows while something runs; a notebook keeps the last one. Default: below what is there.
     """
     data = _png(figure)
     if colors:
         (data,) = controls.with_few_colors([data], colors)
     if path:
         store.write(path, data)
-    display(Image(data, alt=alt))
+    (place.update if place else display)(Image(data, alt=alt))
 
 
 def _png(figure: Figure) -> bytes:

@@ -11,6 +11,17 @@ from scipy import stats
 from companion.course import figures
 
 
+def test_a_figure_takes_the_place_that_it_is_given(monkeypatch):
+    placed, below = [], []
+    place = type("Handle", (), {"update": staticmethod(placed.append)})()
+    monkeypatch.setattr(figures, "display", below.append)
+    for where in (place, place, None):
+        figure, _ = figures.panels()
+        figures.show(figure, "what it shows", place=where)
+    assert [image.alt for image in placed] == ["what it shows"] * 2
+    assert len(below) == 1
+
+
 @pytest.fixture
 def axes():
     matplotlib.use("Agg")
