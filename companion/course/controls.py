@@ -15,6 +15,7 @@ with extra("course"):
     import ipywidgets
     import numpy as np
     import PIL.Image
+    from scipy.spatial import KDTree
 
 MIME = "application/vnd.companion.frames+json"  # beside image/png: what the book makes sliders of
 MOST = 2  # controls a figure: their combinations are all drawn
@@ -93,28 +94,33 @@ def freezing() -> bool:
 
 
 def with_few_colors(pictures: list[bytes], colors: int) -> list[bytes]:
-    """PNG files with a palette that they share, so that nothing changes its colour from one to the next."""
-    drawn = [np.array(PIL.Image.open(io.BytesIO(data)).convert("RGB")) for data in pictures]
-    palette = PIL.Image.new("P", (1, 1))
-    palette.putpalette(_palette(np.concatenate([pixels.reshape(-1, 3) for pixels in drawn]), colors))
+    """PNG files of one size with a palette that they share, so that nothing changes its colour from one to the next."""
+    drawn = np.stack([np.array(PIL.Image.open(io.BytesIO(data)).convert("RGB")) for data in pictures])
+    packed, where, counts = np.unique(drawn @ np.array([1 << 16, 1 << 8, 1]), return_inverse=True, return_counts=True)
+    values = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1)
+    palette = _palette(values[counts.argsort(kind="stable")[::-1]], np.sort(counts)[::-1], colors)
+    nearest = KDTree(palette).query(values)[1].astype(np.uint8)[where].reshape(drawn.shape[:3])
     files = [io.BytesIO() for _ in drawn]
-    for pixels, file in zip(drawn, files, strict=True):
-        fewer = PIL.Image.fromarray(pixels).quantize(palette=palette, dither=PIL.Image.Dither.NONE)
+    for indices, file in zip(nearest, files, strict=True):
+        fewer = PIL.Image.frombytes("P", indices.shape[::-1], indices.tobytes())
+        fewer.putpalette(palette.astype(np.uint8).tobytes())
         fewer.save(file, format="png", optimize=True)
     return [file.getvalue() for file in files]
 
 
-def _palette(pixels: np.ndarray, colors: int) -> list[int]:
-    """RGB values of so many colours: half of them the most frequent, areas; the others far from these, small marks."""
-    packed, counts = np.unique(pixels @ np.array([1 << 16, 1 << 8, 1]), return_counts=True)
-    packed, counts = (x[counts.argsort(kind="stable")[::-1]][:20_000] for x in (packed, counts))
-    values = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(float)
-    chosen = list(range(min(colors // 2, len(values))))
-    distance = np.min([((values - values[k]) ** 2).sum(axis=1) for k in chosen], axis=0)
+def _palette(values: np.ndarray, counts: np.ndarray, colors: int) -> np.ndarray:
+    """(colors, 3) of the (k, 3) values, most frequent first: half of them areas, half far off, small marks."""
+    chosen, distance = [], np.full(len(values), np.inf)
+
+    def choose_color(k: int) -> None:
+        chosen.append(k)
+        np.minimum(distance, ((values - values[k]) ** 2).sum(axis=1), out=distance)
+
+    while len(chosen) < colors // 2 and distance.max() > 36:
+        choose_color(int(np.argmax(distance > 36)))  # the first, so the most frequent, that no chosen one is near to
     while len(chosen) < min(colors, len(values)):
-        chosen.append(int(np.argmax(distance * np.log1p(counts))))
-        distance = np.minimum(distance, ((values - values[chosen[-1]]) ** 2).sum(axis=1))
-    return values[chosen].astype(int).ravel().tolist()
+        choose_color(int(np.argmax(distance * np.log1p(counts))))
+    return values[chosen]
 
 
 def bundle(

@@ -123,6 +123,7 @@ def test_all_pictures_share_a_palette_that_keeps_areas_and_small_marks(frozen):
     assert len(palette) <= 3 * 12
     blue = tuple(round(255 * x) for x in figures.PALETTE[0])
     for picture in frames["frames"]:
+        assert (pixels(picture)[0, 0] == 255).all()  # white stays white, also beside palest grey
         for color, least in ((blue, 1000), ((255, 255, 255), 10_000), ((0xD5, 0x5E, 0x00), 10)):
             assert (pixels(picture) == color).all(axis=2).sum() > least
 
