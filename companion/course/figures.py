@@ -41,7 +41,7 @@ def panels(columns: int = 1, rows: int = 1, *, height: float = 3.4, **options) -
     return figure, axes.ravel()
 
 
-def show(figure: Figure, alt: str, *, path: Path | None = None, colors: int | None = None) -> None:
+def show(figure: Figure, alt: str, *, path: Path | None = None, colors: int | None = None, place=None) -> None:
     """Display a finished figure with a text for those who do not see it, and close it.
 
     Args:
@@ -49,6 +49,8 @@ def show(figure: Figure, alt: str, *, path: Path | None = None, colors: int | No
         alt: what the figure shows, in a sentence or two.
         path: where to write it as a PNG file too.
         colors: make do with so many, 256 at most, in a third of the bytes; for large plots of lines and text.
+        place: a display handle, ``display(display_id=True)``: the figure takes the place of what stood there, so that it
+            grows while something runs; a notebook keeps the last one. Default: below what is there.
     """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=96)
@@ -58,7 +60,7 @@ def show(figure: Figure, alt: str, *, path: Path | None = None, colors: int | No
         drawn.quantize(colors).save(buffer, format="png", optimize=True)
     if path:
         store.write(path, buffer.getvalue())
-    display(Image(buffer.getvalue(), alt=alt))
+    (place.update if place else display)(Image(buffer.getvalue(), alt=alt))
 
 
 def movable(draw: Callable[..., Figure], alt: str, **controls) -> None:
