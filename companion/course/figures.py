@@ -49,7 +49,7 @@ def show(figure: Figure, alt: str, *, path: Path | None = None, colors: int | No
         alt: what the figure shows, in a sentence or two.
         path: where to write it as a PNG file too.
         colors: make do with so many, 256 at most, in a third of the bytes; for large plots of lines and text.
-        place: a display handle, ``display(display_id=True)``: the figure takes the place of what stood there, so that it
+        place: a display handle, ``display(display_id=True)``: the figure takes the place of what stood there, and so
             grows while something runs; a notebook keeps the last one. Default: below what is there.
     """
     buffer = io.BytesIO()

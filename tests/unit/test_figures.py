@@ -44,6 +44,17 @@ def test_with_a_reader_the_controls_start_at_the_defaults_and_redraw(drawn, monk
     assert drawn[-1] == (1.5, "what it shows")
 
 
+def test_a_figure_takes_the_place_that_it_is_given(monkeypatch):
+    placed, below = [], []
+    place = type("Handle", (), {"update": staticmethod(placed.append)})()
+    monkeypatch.setattr(figures, "display", below.append)
+    for where in (place, place, None):
+        figure, _ = figures.panels()
+        figures.show(figure, "what it shows", place=where)
+    assert [image.alt for image in placed] == ["what it shows"] * 2
+    assert len(below) == 1
+
+
 @pytest.mark.parametrize(("kernel", "told", "live"), [(True, "", True), (True, "off", False), (False, "", False)])
 def test_only_a_kernel_without_a_runner_is_live(monkeypatch, kernel, told, live):
     monkeypatch.setattr(progress, "_in_notebook", lambda: kernel)
