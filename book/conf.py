@@ -68,7 +68,6 @@ html_math_renderer = "mathml"
 html_context = {"default_mode": "auto"}
 html_copy_source = True
 html_sourcelink_suffix = ""  # so that what is downloaded has the notebook's own name
-html_last_updated_fmt = ""
 html_domain_indices = False
 html_theme_options = {
     "use_download_button": True,
