@@ -40,6 +40,7 @@ nitpick_ignore_regex = [("py:.*", rf"({'|'.join(api.OTHERS)})\b.*")]
 
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # formulas in what the code says in words, too
 nb_code_prompt_show = "Show the code"
 nb_code_prompt_hide = "Hide the code"
 myst_enable_extensions = ["amsmath", "attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
