@@ -41,6 +41,7 @@ nitpick_ignore_regex = [("py:.*", rf"({'|'.join(api.OTHERS)})\b.*")]
 
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # formulas in what the code says in words, too
 nb_code_prompt_show = "Show the code"
 nb_code_prompt_hide = "Hide the code"
 myst_enable_extensions = ["amsmath", "attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
@@ -69,7 +70,6 @@ html_math_renderer = "mathml"
 html_context = {"default_mode": "auto"}
 html_copy_source = True
 html_sourcelink_suffix = ""  # so that what is downloaded has the notebook's own name
-html_last_updated_fmt = ""
 html_domain_indices = False
 html_theme_options = {
     "use_download_button": True,

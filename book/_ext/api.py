@@ -2,6 +2,7 @@
 
 import importlib
 import re
+from pathlib import Path
 
 from sphinx.ext.napoleon import Config, GoogleDocstring
 
@@ -61,7 +62,32 @@ def signature(app, what, name, found, options, arguments, returned):
     return (arguments.replace("<factory>", "..."), returned) if arguments else None
 
 
+BACK = re.compile(r'(id="([\w.]+)">\s*)<a class="viewcode-back" href="([^"#]*)#[^"]*">\[docs\]</a>')
+
+
+def lead_back(app, exception) -> None:
+    """From a page of code to the entries of the package's pages: the extension takes each for one of the first package
+    that it was imported by, and some for entries that there are not."""
+    entries = {} if exception else app.env.domains.python_domain.objects
+    root = Path(app.outdir, "_modules")
+    for path in root.rglob("*.html") if entries else ():
+        module = ".".join(path.relative_to(root).with_suffix("").parts)
+
+        up = "../" * (module.count(".") + 1)
+
+        def mended(match: re.Match, module=module, up=up) -> str:
+            outer, dot, inner = match[2].partition(".")
+            name = NAMES.get(f"{module}.{outer}", f"{module}.{outer}") + dot + inner
+            if name not in entries:
+                return match[1]
+            page = f"{up}{entries[name].docname}.html#{entries[name].node_id}"
+            return f'{match[1]}<a class="viewcode-back" href="{page}">[docs]</a>'
+
+        path.write_text(BACK.sub(mended, path.read_text()))
+
+
 def setup(app):
+    app.connect("build-finished", lead_back)
     app.connect("autodoc-skip-member", skip)
     app.connect("autodoc-process-signature", signature)
     app.connect("autodoc-process-docstring", process)

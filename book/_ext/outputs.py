@@ -72,10 +72,10 @@ def frames(renderer, content: dict) -> nodes.container:
 
 
 def slim(app, exception) -> None:
-    """Maps for who debugs the theme's scripts are an eighth of the book."""
-    if not exception:
-        for path in Path(app.outdir, "_static").rglob("*.map"):
-            path.unlink()
+    """Maps for who debugs the theme's scripts are an eighth of the book; its templates are no pages."""
+    static = Path(app.outdir, "_static")
+    for path in [] if exception else [*static.rglob("*.map"), *static.glob("*macros.html")]:
+        path.unlink()
 
 
 def setup(app):

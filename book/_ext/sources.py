@@ -92,6 +92,12 @@ def read(app, docname: str, content: list[str]) -> None:
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
             cell["source"] = links("".join(cell["source"]))
+        for output in cell.get("outputs", []):
+            if "text/markdown" in output.get("data", {}):
+                output["data"]["text/markdown"] = links("".join(output["data"]["text/markdown"]))
+            if "text/html" in output.get("data", {}):
+                page = "".join(output["data"]["text/html"])
+                output["data"]["text/html"] = re.sub(r'(href="\d\d_\w+)\.ipynb', r"\1.html", page)
     content[0] = json.dumps(notebook)
 
 
