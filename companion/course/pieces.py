@@ -3,7 +3,7 @@
 import html
 import io
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from companion.errors import extra
 
@@ -81,6 +81,18 @@ def sentence(text: str, *, last: bool = False) -> str:
     if last:
         return text[starts[-1] :] if text[starts[-1] :].strip() else text[starts[-2] :] if starts[1:] else text
     return text[: next((start for start in starts[1:] if start > SHORT), None)].strip()
+
+
+def paragraphs(source: str) -> Iterator[str]:
+    """Blocks of a text that blank lines separate; an item of a list is one; a display formula is never torn."""
+    held = []
+    for block in re.split(r"\n\s*\n", source.strip()):
+        held.append(block)
+        joined = "\n\n".join(held)
+        if joined.count("$$") % 2 == 0 and joined.count("```") % 2 == 0:
+            yield from (part for part in re.split(r"\n(?=(?:\d+\.|[-*]) )", joined) if part.strip())
+            held = []
+    yield from held
 
 
 def cut(data: bytes, low: float = 0.62) -> list[tuple[bytes, float]]:

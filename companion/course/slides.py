@@ -13,11 +13,11 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from companion import paths, store
-from companion.course.pieces import cut, markdown, rows_of, sentence, text_of
+from companion.course.pieces import cut, markdown, paragraphs, rows_of, sentence, text_of
 from companion.errors import CompanionError, extra
 
 with extra("course"):
@@ -108,18 +108,6 @@ class Deck:
                 self.below("text")
             self.last.blocks.append(self.html(text))
             self.last.lines += lines
-
-
-def paragraphs(source: str) -> Iterator[str]:
-    """Blocks of a text that blank lines separate; an item of a list is one; a display formula is never torn."""
-    held = []
-    for block in re.split(r"\n\s*\n", source.strip()):
-        held.append(block)
-        joined = "\n\n".join(held)
-        if joined.count("$$") % 2 == 0 and joined.count("```") % 2 == 0:
-            yield from (part for part in re.split(r"\n(?=(?:\d+\.|[-*]) )", joined) if part.strip())
-            held = []
-    yield from held
 
 
 def prose(deck: Deck, source: str) -> None:
