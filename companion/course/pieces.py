@@ -1,9 +1,10 @@
 """Pieces of notebooks for slides: text with formulas, sentences, figures in parts, rows of tables."""
 
+import dataclasses
 import html
 import io
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from companion.errors import extra
 
@@ -24,6 +25,19 @@ SHORT = 45  # letters: a shorter sentence, such as "As above.", is shown with th
 PROTECTED = re.compile(r"\$\$.+?\$\$|\$[^$]+\$|`[^`]*`|\]\([^)]*\)", re.S)
 ENDS = re.compile(r"[.!?:][\"'”)*_]*(?=\s)")
 NO_END = re.compile(r"(?:\b(?:e\.g|i\.e|al|Eqs?|Figs?|vs|cf|Secs?|resp|approx|[A-Z])\.)$")
+
+
+@dataclasses.dataclass
+class Slide:
+    """Blocks of HTML under a title, and what the speaker may say."""
+
+    title: str  # in Markdown, without formatting of its own but for formulas and code
+    kind: str = "text"  # the class of its style: opening, text, figure, table, code
+    blocks: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    seen: bool = True  # false: the sentence about this figure is still to come
+    lines: float = 0  # that its text takes, about
+    title_html: str = ""
 
 
 def formula(tex: str, options: dict) -> str:
@@ -83,6 +97,18 @@ def sentence(text: str, *, last: bool = False) -> str:
     return text[: next((start for start in starts[1:] if start > SHORT), None)].strip()
 
 
+def paragraphs(source: str) -> Iterator[str]:
+    """Blocks of a text that blank lines separate; an item of a list is one; a display formula is never torn."""
+    held = []
+    for block in re.split(r"\n\s*\n", source.strip()):
+        held.append(block)
+        joined = "\n\n".join(held)
+        if joined.count("$$") % 2 == 0 and joined.count("```") % 2 == 0:
+            yield from (part for part in re.split(r"\n(?=(?:\d+\.|[-*]) )", joined) if part.strip())
+            held = []
+    yield from held
+
+
 def cut(data: bytes, low: float = 0.62) -> list[tuple[bytes, float]]:
     """A figure as PNG files, each with its height / width: one, unless it is higher than wide.
 
@@ -139,3 +165,15 @@ def rows_of(source: str) -> tuple[str, list[tuple[str, int]], list[int]]:
         longest = [max(map(len, name.split()), default=0) + 2 for name in names]
         widths = [max(pair) for pair in zip(longest, widths or [0] * len(longest), strict=False)]
     return head[1] if head else "", groups, widths
+
+
+def finished(stacks: list[list[Slide]]) -> list[list[Slide]]:
+    """A heading with nothing under it is no slide, where others follow: they bear its title. One with a sentence alone
+    has it in large type."""
+    for stack in stacks:
+        if not stack[0].blocks and len(stack) > 1:
+            empty = stack.pop(0)
+            stack[0].notes[:0] = empty.notes
+        if stack[0].kind == "text" and stack[0].lines < 4.5:
+            stack[0].kind = "lead"
+    return stacks

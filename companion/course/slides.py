@@ -7,17 +7,16 @@ cell of code that prints a few lines. All prose is in the speaker's notes (key S
 
 import argparse
 import base64
-import dataclasses
 import html
 import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from companion import paths, store
-from companion.course.pieces import cut, markdown, rows_of, sentence, text_of
+from companion.course.pieces import Slide, cut, finished, markdown, paragraphs, rows_of, sentence, text_of
 from companion.errors import CompanionError, extra
 
 with extra("course"):
@@ -58,19 +57,6 @@ PICTURE = re.compile(r"^!\[([^\]]*)\]\(([^)]+)\)\s*$")
 VERDICT = re.compile(r"^([\w.]+\.[\w.*]+): (.+)$", re.M)
 
 
-@dataclasses.dataclass
-class Slide:
-    """Blocks of HTML under a title, and what the speaker may say."""
-
-    title: str  # in Markdown, without formatting of its own but for formulas and code
-    kind: str = "text"  # the class of its style: opening, text, figure, table, code
-    blocks: list[str] = dataclasses.field(default_factory=list)
-    notes: list[str] = dataclasses.field(default_factory=list)
-    seen: bool = True  # false: the sentence about this figure is still to come
-    lines: float = 0  # that its text takes, about
-    title_html: str = ""
-
-
 class Deck:
     """Stacks of slides, one a section: the first of a stack is its heading, the others stand below it."""
 
@@ -108,18 +94,6 @@ class Deck:
                 self.below("text")
             self.last.blocks.append(self.html(text))
             self.last.lines += lines
-
-
-def paragraphs(source: str) -> Iterator[str]:
-    """Blocks of a text that blank lines separate; an item of a list is one; a display formula is never torn."""
-    held = []
-    for block in re.split(r"\n\s*\n", source.strip()):
-        held.append(block)
-        joined = "\n\n".join(held)
-        if joined.count("$$") % 2 == 0 and joined.count("```") % 2 == 0:
-            yield from (part for part in re.split(r"\n(?=(?:\d+\.|[-*]) )", joined) if part.strip())
-            held = []
-    yield from held
 
 
 def prose(deck: Deck, source: str) -> None:
@@ -290,18 +264,6 @@ def deck_of(notebook: NotebookNode, here: Path, decks: set[str]) -> Deck:
     return deck
 
 
-def finished(deck: Deck) -> list[list[Slide]]:
-    """A heading with nothing under it is no slide, where others follow: they bear its title. One with a sentence alone
-    has it in large type."""
-    for stack in deck.stacks:
-        if not stack[0].blocks and len(stack) > 1:
-            empty = stack.pop(0)
-            stack[0].notes[:0] = empty.notes
-        if stack[0].kind == "text" and stack[0].lines < 4.5:
-            stack[0].kind = "lead"
-    return deck.stacks
-
-
 def build(notebooks: Sequence[Path], out: Path) -> list[Path]:
     """Write a deck for each notebook into the folder ``out``, and what they share into ``out``/reveal.
 
@@ -318,7 +280,7 @@ def build(notebooks: Sequence[Path], out: Path) -> list[Path]:
         if not deck.stacks:
             raise CompanionError(f"{path.name} has no heading: expected a title in its first cell.")
         title = html.escape(deck.stacks[0][0].title)
-        stacks = finished(deck)
+        stacks = finished(deck.stacks)
         for slide in (slide for stack in stacks for slide in stack):
             slide.title_html = re.sub(r"^<p>|</p>\s*$", "", deck.html(slide.title))
         store.write(out / f"{path.stem}.html", template.render(title=title, stacks=stacks, font=font))

@@ -40,7 +40,7 @@ def figure(data=None, alt="A figure of which this is the text", **more):
 def deck(*cells, decks=()):
     made = [v4.new_markdown_cell(cell) if isinstance(cell, str) else cell for cell in cells]
     made.insert(0, v4.new_markdown_cell("# 01 · Small\n\n**What you will learn.** Much.\n\n**Minutes.** `cpu` 1."))
-    return slides.finished(slides.deck_of(v4.new_notebook(cells=made), paths.ROOT, set(decks)))[1:]
+    return slides.finished(slides.deck_of(v4.new_notebook(cells=made), paths.ROOT, set(decks)).stacks)[1:]
 
 
 def test_a_heading_is_a_slide_with_its_first_sentence_and_its_formulas_and_the_prose_is_in_the_notes():
