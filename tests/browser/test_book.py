@@ -208,7 +208,7 @@ def visits(site, chromium):
         page.evaluate(PRUNE), page.evaluate(script)
         found[name] |= {"light": page.evaluate(AXE, [RULES, []])}
         page.emulate_media(color_scheme="dark", reduced_motion="reduce")
-        page.wait_for_function("document.documentElement.dataset.theme == 'dark'")
+        page.evaluate("document.documentElement.dataset.theme = 'dark'")  # as the theme's button does
         found[name]["dark"] = page.evaluate(AXE, [RULES, ["color-contrast", "link-in-text-block"]])
         found[name]["foreign"] = [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]
         found[name]["errors"] = list(errors)
@@ -269,6 +269,15 @@ def test_sliders_move_by_arrow_keys_and_one_frame_is_shown(site, page):
     assert shown() == "lifted at margin 1.0"
     assert sliders.nth(0).get_attribute("aria-valuetext") == "lifted"
     assert box.get_by_label("margin").count() == 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_follows_the_scheme_that_the_reader_prefers(site, chromium, scheme):
+    context = chromium.new_context(color_scheme=scheme)
+    page = context.new_page()
+    page.goto(site.uri("index.html"))
+    assert page.evaluate("document.documentElement.dataset.theme") == scheme
+    context.close()
 
 
 def test_without_scripts_the_first_picture_is_shown_and_no_slider(site, chromium):
