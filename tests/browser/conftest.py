@@ -69,7 +69,10 @@ def small_notebook():
     )
     done = v4.new_output("stream", name="stdout", text="Exercise 1: correct.\n")
     cells = [
-        v4.new_markdown_cell("# 99 · A small notebook\n\nIt has $a$ and $b$ and\n\n$$ c = a + b \\tag{1} $$"),
+        v4.new_markdown_cell(
+            "# 99 · A small notebook\n\nIt has $a$ and $b$ and\n\n$$ c = a + b \\tag{1} $$\n\n"
+            "**Minutes.** `smoke` 1 · `cpu` 1 on two cores.\n\n**Read first.** Nothing."
+        ),
         v4.new_code_cell("import companion", metadata={"tags": ["parameters"]}, execution_count=1),
         v4.new_code_cell("figures.movable(draw)", execution_count=2, outputs=[moved]),
         v4.new_markdown_cell("## Exercises\n\n### Exercise 1: add\n\nWrite `add`."),
@@ -144,7 +147,7 @@ def build(folder: Path) -> None:
     shutil.copytree(paths.ROOT / "book", project / "book", ignore=ignored)
     shutil.copytree(paths.ROOT / "notebooks", project / "notebooks", ignore=shutil.ignore_patterns(".*"))
     nbformat.write(small_notebook(), project / "notebooks" / "99_small.ipynb")
-    for name in ("companion", "data", "docs", "results", "CITATION.cff", "README.md", "LICENSE"):
+    for name in ("companion", "data", "docs", "results", "CITATION.cff", "Makefile", "README.md", "LICENSE"):
         (project / name).symlink_to(paths.ROOT / name)
     (folder / "blocked").mkdir()
     (folder / "blocked" / "sitecustomize.py").write_text(NO_NETWORK)
