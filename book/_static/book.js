@@ -11,7 +11,7 @@ for (const gif of document.querySelectorAll('article img[src$=".gif"]')) {
     button.textContent = moving ? "Pause the animation" : "Play the animation";
   };
   still.setAttribute("role", "img"); still.setAttribute("aria-label", gif.alt);
-  button.type = "button"; button.className = "animation-control btn btn-sm btn-outline-primary";
+  button.type = "button"; button.className = "animation-control";
   gif.after(still, button);
   const begin = () => show(!matchMedia("(prefers-reduced-motion: reduce)").matches);
   gif.complete ? begin() : gif.addEventListener("load", begin, { once: true });
@@ -71,6 +71,11 @@ for (const table of document.querySelectorAll("table.sortable")) {
     filter.addEventListener("input", apply);
     filter.hidden = false; apply();
   }
+}
+
+// A cell without text above a column is no header.
+for (const head of document.querySelectorAll("article th")) {
+  if (!head.textContent.trim()) head.replaceWith(document.createElement("td"));
 }
 
 // What is wider than the page scrolls, so the keyboard must reach it.
