@@ -98,7 +98,7 @@ def run_all(chromium, address, name):
     """Open a notebook as a user does, run it from the menu, and wait until the kernel rests."""
     page = chromium.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(WAIT)
-    page.goto(f"{address}/lab/tree/{name}")
+    page.goto(f"{address}/lab/tree/{name}?reset")  # without what the test before had open
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()  # in the status bar: the kernel has started
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator('li[data-command="runmenu:run-all"]').click()
