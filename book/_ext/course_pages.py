@@ -6,6 +6,7 @@ import course_frame
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
+from companion import losses
 from companion.course import profiles
 
 
@@ -45,9 +46,23 @@ def readme(found: list[course_frame.Notebook], part: str) -> str:
     text = (course_frame.ROOT / "README.md").read_text()
     start, end = text.index(f"<!-- {part} -->"), text.index(f"<!-- /{part} -->")
     pages = {"results/reference/README.md": "/recorded.md", "data/README.md": "/data.md"}
-    return re.sub(
+    text = re.sub(
         r"\]\((?!\w+:|#|/)([^)#\s]+)", lambda link: f"]({pages.get(link[1], '/' + link[1])}", text[start:end]
     ).partition("-->")[2]
+    # In the table of losses each function leads to its entry; what has no second picture needs no dash on a page.
+    rows = (entries(line) if line.startswith("| ") else line for line in text.splitlines())
+    return "\n".join(rows).replace(", – |", " |")
+
+
+def entries(row: str) -> str:
+    """A row of a table with each name of `companion.losses` in it as a link to its entry."""
+
+    def link(code: re.Match) -> str:
+        name = code[1].partition("(")[0]
+        known = name in losses.__all__ or name.startswith("families.")
+        return f"{{py:obj}}`{code[1]} <companion.losses.{name}>`" if known else code[0]
+
+    return re.sub(r"`([^`]+)`", link, row)
 
 
 def needs(found: list[course_frame.Notebook]) -> str:

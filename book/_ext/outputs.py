@@ -5,9 +5,12 @@ import hashlib
 import html
 import io
 import json
+import re
+import shutil
 from pathlib import Path
 
 import PIL.Image
+from bs4 import BeautifulSoup
 from docutils import nodes
 from myst_nb.core import render
 
@@ -24,14 +27,46 @@ class Outputs:
         if data.mime_type in ("image/png", "image/gif"):
             # MyST-NB keeps nothing but width and height of an output's metadata, and Sphinx would say the file's name
             alt = data.output_metadata.get(data.mime_type, {}).get("alt", "")
-            return [picture(renderer, data.content, data.mime_type.removeprefix("image/"), alt)]
-        if data.mime_type == "text/html" and "<th></th>" in data.string:
-            # pandas leaves headers empty above an index: a cell without text is no header
-            data.content = data.string.replace("<th></th>", "<td></td>")
+            image = picture(renderer, data.content, data.mime_type.removeprefix("image/"), alt)
+            return [nodes.container("", image, classes=["picture"])]
+        if data.mime_type == "text/html" and "<table" in data.string:
+            data.content = table(data.string)
             return renderer.render_text_html(data)
         if data.mime_type == FRAMES:
             return [frames(renderer, data.content if isinstance(data.content, dict) else json.loads(data.content))]
         return None
+
+
+def table(text: str) -> str:
+    """A table of pandas as the book shows it.
+
+    Its head is one row, with the name of the index; a head without text is a cell; a dotted name may break after its
+    dots; the verdict on a claim stands beside its name, where it is seen without scrolling.
+    """
+    page = BeautifulSoup(text, "html.parser")
+    for style in page.find_all("style", scoped=True):
+        style.decompose()  # the book has its own
+    for found in page.find_all("table"):
+        rows = found.thead.find_all("tr") if found.thead else []
+        if len(rows) == 2:
+            (corner, *_), (index, *others) = (row.find_all(["th", "td"]) for row in rows)
+            if not corner.get_text() and not any(other.get_text() for other in others):
+                corner.replace_with(index.extract())
+                rows[1].decompose()
+        heads = [head.get_text() for head in found.tr.find_all(["th", "td"])]
+        if {"statement", "verdict"} <= set(heads):
+            found["class"] = [*found.get("class", []), "claims"]
+            for row in found.find_all("tr"):
+                cells = row.find_all(["th", "td"])
+                cells[0].insert_after(cells[heads.index("verdict")].extract())
+        for head in found.find_all("th"):
+            if not head.get_text().strip():
+                head.name, head.attrs = "td", {}
+            elif head.string and re.fullmatch(r"\w+([._]\w+)+", head.string):
+                name = re.sub(r"(?<=[._])(?=\w)", "<wbr/>", head.string)
+                head.clear()
+                head.append(BeautifulSoup(name, "html.parser"))
+    return str(page)
 
 
 def picture(renderer, encoded: str, kind: str, alt: str) -> nodes.image:
@@ -64,23 +99,39 @@ def frames(renderer, content: dict) -> nodes.container:
     start = content["start"]
     box = nodes.container(classes=["frames"])
     box += nodes.raw("", f'<div class="controls" hidden>{"".join(sliders)}</div>', format="html")
+    scroller = nodes.container(classes=["picture"])
     for number, (encoded, alt) in enumerate(zip(content["frames"], alts, strict=True)):
         image = picture(renderer, encoded, content["format"], alt)
         image["classes"] += ["frame", "shown"] if number == start else ["frame"]
-        box += image
-    return box
+        scroller += image
+    return box + scroller
+
+
+def empty_heads(app, pagename, templatename, context, doctree) -> None:
+    """A cell without text in the head of a Markdown table is no header."""
+    if "body" in context:
+        context["body"] = re.sub(r'<th class="head">(<p></p>|\s)*</th>', '<td class="head"></td>', context["body"])
 
 
 def slim(app, exception) -> None:
-    """Maps for who debugs the theme's scripts are an eighth of the book; its templates are no pages."""
+    """What no page asks for: maps for who debugs the theme's scripts, its templates, its words in other languages."""
     static = Path(app.outdir, "_static")
-    for path in [] if exception else [*static.rglob("*.map"), *static.glob("*macros.html")]:
-        path.unlink()
+    if not exception:
+        for path in [*static.rglob("*.map"), *static.glob("*macros.html")]:
+            path.unlink()
+        shutil.rmtree(static / "locales", ignore_errors=True)
+
+
+def no_source(app, env, docnames) -> None:
+    """Pages of source code are for the package; a property's decorator lies elsewhere."""
+    env._viewcode_modules = {"functools": False} | getattr(env, "_viewcode_modules", {})
 
 
 def setup(app):
     app.connect("build-finished", slim)
+    app.connect("env-before-read-docs", no_source)
+    app.connect("html-page-context", empty_heads)
     # MyST-NB looks for plugins among the entry points of installed packages. This one belongs to the book alone.
     found = render.load_mime_renders()
     render.load_mime_renders = lambda: [Outputs, *(plugin for plugin in found if plugin is not Outputs)]
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
+    return {"parallel_read_safe": True, "parallel_write_safe": True, "env_version": 2}  # another: pages are read again

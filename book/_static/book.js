@@ -5,14 +5,15 @@ for (const gif of document.querySelectorAll('article img[src$=".gif"]')) {
     if (!moving) {
       still.width = gif.naturalWidth; still.height = gif.naturalHeight;
       still.getContext("2d").drawImage(gif, 0, 0);
-      still.style.cssText = `max-width:100%;width:${gif.clientWidth || gif.naturalWidth}px`;
+      still.style.width = `${gif.clientWidth || gif.naturalWidth}px`;
     }
     gif.hidden = !moving; still.hidden = moving;
     button.textContent = moving ? "Pause the animation" : "Play the animation";
   };
   still.setAttribute("role", "img"); still.setAttribute("aria-label", gif.alt);
   button.type = "button"; button.className = "animation-control";
-  gif.after(still, button);
+  gif.after(still);
+  (gif.closest(".picture") ?? still).after(button);
   const begin = () => show(!matchMedia("(prefers-reduced-motion: reduce)").matches);
   gif.complete ? begin() : gif.addEventListener("load", begin, { once: true });
   button.addEventListener("click", () => show(gif.hidden));
@@ -62,28 +63,25 @@ for (const table of document.querySelectorAll("table.sortable")) {
   if (filter) {
     const [words, verdict] = filter.querySelectorAll("input, select"), count = filter.querySelector("[role=status]");
     const apply = () => {
-      const wanted = words.value.toLowerCase();
+      const wanted = words.value.toLowerCase().split(/\s+/);
       for (const row of first) {
-        row.hidden = !row.textContent.toLowerCase().includes(wanted) || (verdict.value && row.dataset.verdict !== verdict.value);
+        const text = row.textContent.toLowerCase();
+        row.hidden = !wanted.every((word) => text.includes(word)) || (verdict.value && row.dataset.verdict !== verdict.value);
       }
       count.textContent = `${first.filter((row) => !row.hidden).length} of ${first.length} claims`;
     };
     filter.addEventListener("input", apply);
+    addEventListener("pageshow", apply); // who comes back finds the words, which the browser restores after this script
     filter.hidden = false; apply();
   }
 }
 
-// A cell without text above a column is no header.
-for (const head of document.querySelectorAll("article th")) {
-  if (!head.textContent.trim()) head.replaceWith(document.createElement("td"));
-}
-
 // What is wider than the page scrolls, so the keyboard must reach it.
-const reach = () => document.querySelectorAll("div.math, .output.text_html, article pre").forEach((box) => {
+const reach = () => document.querySelectorAll("div.math, .output.text_html, .picture, article pre").forEach((box) => {
   if (box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight + 1) box.tabIndex = 0;
   else box.removeAttribute("tabindex");
 });
-reach(); addEventListener("resize", reach); document.fonts.ready.then(reach);
+reach(); addEventListener("resize", reach); addEventListener("load", reach); document.fonts.ready.then(reach);
 document.querySelectorAll("article details").forEach((box) => box.addEventListener("toggle", reach));
 
 // The theme's names for these hide the words that they show (WCAG 2.5.3), and for the arrows of its menu it has none.

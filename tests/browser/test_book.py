@@ -155,6 +155,20 @@ def test_a_claim_leads_to_the_cell_that_files_it(site):
     assert "ledger.check" in code
 
 
+def test_functions_in_the_table_of_losses_lead_to_their_entries(site):
+    links = set(site.pages["course/losses.html"].links)
+    missing = {f"../api/losses.html#companion.losses.{name}" for name in losses.__all__ if name != "unchecked"} - links
+    assert not missing
+    assert any(link.endswith("#companion.losses.families.info_nce_family") for link in links)
+
+
+def test_only_exercises_offer_a_solution_to_show(site):
+    for path in NOTEBOOKS:
+        tags = [cell.metadata.get("tags", []) for cell in nbformat.read(path, as_version=4).cells]
+        shown = site.pages[f"notebooks/{path.stem}.html"].text.count("Show a solution")
+        assert shown == sum("exercise" in found for found in tags)
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_losses_in_code_lead_to_their_pages(site, path):
     used = set()
@@ -338,8 +352,51 @@ def test_the_scoreboard_sorts_and_filters_by_keyboard(site, page):
     page.locator(".scoreboard-filter select").select_option("not reproduced")
     some = page.eval_on_selector_all(".scoreboard tbody tr", names)
     assert 0 < len(some) < len(before)
+    page.locator(".scoreboard-filter select").select_option("")
+    words = page.get_by_label("Words")
+    words.press_sequentially("queue variance")  # in any order, anywhere in the row
+    some = page.eval_on_selector_all(".scoreboard tbody tr", names)
+    assert "he2020.queue.variance" in some
+    assert len(some) < len(before)
+    words.fill("variance  queue ")
+    assert page.eval_on_selector_all(".scoreboard tbody tr", names) == some
     page.goto(site.uri("scoreboard.html") + "#lee2025.table1.trend")
     assert page.locator("tr:target").get_attribute("id") == "lee2025.table1.trend"
+
+
+def test_who_comes_back_to_the_scoreboard_finds_it_filtered(served, page):
+    page.goto(f"{served}/scoreboard.html")
+    page.get_by_label("Words").press_sequentially("queue")
+    shown = page.locator(".scoreboard tbody tr:visible").count()
+    page.goto(f"{served}/index.html")
+    page.go_back()
+    page.wait_for_function("document.querySelector('.scoreboard-filter input').value === 'queue'")
+    page.wait_for_timeout(100)
+    assert 0 < shown < len(ledger.load())
+    assert page.locator(".scoreboard tbody tr:visible").count() == shown
+    assert page.get_by_role("status").inner_text().startswith(f"{shown} of ")
+
+
+def test_a_verdict_is_seen_beside_its_claim_without_scrolling(site, page):
+    page.goto(site.uri("notebooks/10_simclr_moco.html"))
+    table = page.locator(".output.text_html table.claims").last
+    assert table.locator("thead tr").first.locator("th, td").all_inner_texts()[1] == "verdict"
+    right = table.locator("tbody td").first.bounding_box()
+    box = page.locator(".output.text_html").last.bounding_box()
+    assert right["x"] + right["width"] <= box["x"] + box["width"]
+    for name in table.locator("tbody th").all_inner_texts():
+        for line in name.split("\n")[:-1]:
+            assert line.endswith((".", "_")), name
+
+
+def test_wide_figures_keep_a_legible_size_on_a_phone(site, page):
+    page.set_viewport_size({"width": 390, "height": 844})
+    for name in ("index.html", "notebooks/08_small_batch_variance.html"):
+        page.goto(site.uri(name))
+        sizes = "boxes => boxes.map(b => [b.querySelector('img, canvas').parentElement.scrollWidth, b.tabIndex])"
+        found = page.eval_on_selector_all(".picture", sizes)
+        assert found
+        assert all(width >= 600 and index == 0 for width, index in found), found
 
 
 def test_what_scrolls_sideways_is_reached_by_keyboard(site, page):
