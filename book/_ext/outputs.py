@@ -104,7 +104,8 @@ def frames(renderer, content: dict) -> nodes.container:
         image = picture(renderer, encoded, content["format"], alt)
         image["classes"] += ["frame", "shown"] if number == start else ["frame"]
         scroller += image
-    return box + scroller
+    box += scroller
+    return box
 
 
 def empty_heads(app, pagename, templatename, context, doctree) -> None:
