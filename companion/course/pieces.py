@@ -3,6 +3,7 @@
 import dataclasses
 import html
 import io
+import json
 import re
 from collections.abc import Collection, Iterator
 
@@ -21,13 +22,23 @@ TAG = re.compile(r"\\tag\{([^}]*)\}")
 LETTER = re.compile(
     r"(\\math(?:bb|cal|bf|rm)) ([A-Za-z])"
 )  # without braces it would get an attribute that browsers ignore
+DISPLAY = re.compile(r"\$\$(.+?)\$\$", re.S)
+PREDICT = re.compile(r"\*\*Predict, then run\.\*\*\s*(.+)", re.S)
+PLUMBING = re.compile(
+    r"^(def|class|import|from|for|if|with|@)\b|ledger|profile|figure|display|pd\.|groupby|training\.", re.M
+)
 SHORT = 45  # letters: a shorter sentence, such as "As above.", is shown with the next one
 PROTECTED = re.compile(r"\$\$.+?\$\$|\$[^$]+\$|`[^`]*`|\]\([^)]*\)", re.S)
-ENDS = re.compile(r"[.!?:][\"'”)*_]*(?=\s)")
+ENDS = re.compile(r"[.!?][\"'”)*_]*(?=\s)")
 NO_END = re.compile(r"(?:\b(?:e\.g|i\.e|al|Eqs?|Figs?|vs|cf|Secs?|resp|approx|[A-Z])\.)$")
 
 
-@dataclasses.dataclass
+# A sentence that begins like this says little without the one before it.
+LEANS = re.compile(r"(?:So|That|Th[eo]se|This|They|Their|It|Its|But|And|Then|Thus|Hence|Therefore|Beside it)\b|[a-z]")
+FRAMES = "application/vnd.companion.frames+json"
+
+
+@dataclasses.dataclass(eq=False)
 class Slide:
     """Blocks of HTML under a title, and what the speaker may say."""
 
@@ -37,6 +48,7 @@ class Slide:
     notes: list[str] = dataclasses.field(default_factory=list)
     seen: bool = True  # false: the sentence about this figure is still to come
     lines: float = 0  # that its text takes, about
+    bare: bool = False  # a table of which nothing is said: left to the notebook
     title_html: str = ""
 
 
@@ -80,8 +92,8 @@ def text_of(source: str) -> str:
     return re.sub(r"[*`\[]", "", re.sub(r"(?<=\S)\n(?!\s*(?:[-*]|\d+\.) )", " ", source)).strip()
 
 
-def sentence(text: str, *, last: bool = False) -> str:
-    """The first sentence of a text, or its last, which may be unfinished; what stands in formulas or code ends none."""
+def sentences(text: str) -> list[str]:
+    """The sentences of a text, of which the last may be unfinished; what stands in formulas or code ends none."""
     text = " ".join(text.split())
     masked = PROTECTED.sub(lambda match: "x" * len(match[0]), text)
     starts = [0]
@@ -89,12 +101,30 @@ def sentence(text: str, *, last: bool = False) -> str:
         so_far = masked[starts[-1] : end.end()]
         if NO_END.search(so_far) or so_far.count("(") != so_far.count(")") or so_far.count("*") % 2:
             continue
-        if masked[end.start()] == ":" and not last:
-            continue
         starts.append(end.end() + 1)
-    if last:
-        return text[starts[-1] :] if text[starts[-1] :].strip() else text[starts[-2] :] if starts[1:] else text
-    return text[: next((start for start in starts[1:] if start > SHORT), None)].strip()
+    ends = [*starts[1:], len(text) + 1]
+    return [text[start:end].strip() for start, end in zip(starts, ends, strict=True) if text[start:end].strip()]
+
+
+def sentence(text: str) -> str:
+    """The first sentence of a text, and of a very short one the next too."""
+    said = ""
+    for found in sentences(text):
+        said = f"{said} {found}".strip()
+        if len(said) >= SHORT:
+            break
+    return said
+
+
+def lead(text: str, before: str = "") -> str:
+    """The last sentence of a text, with those that it leans on, two at most; the first may stand in the text before."""
+    found = sentences(text)
+    if not found:
+        return ""
+    found, at = [*sentences(before), *found], -1
+    while LEANS.match(found[at]) and -at < min(len(found), 3):
+        at -= 1
+    return " ".join(found[at:])
 
 
 def paragraphs(source: str) -> Iterator[str]:
@@ -107,6 +137,22 @@ def paragraphs(source: str) -> Iterator[str]:
             yield from (part for part in re.split(r"\n(?=(?:\d+\.|[-*]) )", joined) if part.strip())
             held = []
     yield from held
+
+
+def leading(body: str) -> str:
+    """The sentence of a text that leads to the output below it: its last, unless that asks or is of another page."""
+    before, last = ["", "", *paragraphs(body)][-2:]
+    said = lead(DISPLAY.split(last)[-1], "" if DISPLAY.search(before + last) else before)
+    strange = PREDICT.match(last) or LEANS.match(said) or re.match(r"[(#!-]|\d+\.|```", said)
+    return "" if strange or said.endswith("?") or ".ipynb" in said else said
+
+
+def short_code(cell: dict) -> str:
+    """What a short cell prints that computes, without plumbing; nothing of any other."""
+    printed = "".join(output.get("text", "") for output in cell.outputs if output.get("name") == "stdout").rstrip()
+    lines, out = cell.source.splitlines(), printed.splitlines()
+    short = out and len(lines) <= 6 and len(out) <= 6 and max(map(len, lines + out)) <= 84
+    return "" if PLUMBING.search(cell.source) or not short else printed
 
 
 def cut(data: bytes, low: float = 0.62) -> list[tuple[bytes, float]]:
@@ -139,6 +185,24 @@ def cut(data: bytes, low: float = 0.62) -> list[tuple[bytes, float]]:
     return made
 
 
+def frames(content: dict) -> str:
+    """The pictures of a figure with controls, of which one is shown, below a slider for each control."""
+    sliders, images = [], []
+    for control in content["controls"]:
+        values, at = [str(value) for value in control["values"]], control["start"]
+        sliders.append(
+            f'<label>{html.escape(control["name"])} <input type="range" min="0" max="{len(values) - 1}" value="{at}" '
+            f'aria-valuetext="{html.escape(values[at])}" data-values="{html.escape(json.dumps(values))}"> '
+            f'<output aria-hidden="true">{html.escape(values[at])}</output></label>'
+        )
+    for number, (encoded, alt) in enumerate(zip(content["frames"], content["alts"], strict=True)):
+        images.append(
+            f'<img class="frame{" shown" if number == content["start"] else ""}" alt="{html.escape(alt)}" '
+            f'src="data:image/{content["format"]};base64,{encoded.strip()}">'
+        )
+    return f'<div class="turns" data-prevent-swipe>{"".join(sliders)}</div>{"".join(images)}'
+
+
 def rows_of(source: str) -> tuple[str, list[tuple[str, int]], list[int]]:
     """Of a table in HTML: its head; the groups of its rows, none of which tears a cell, with the lines that each takes;
     and of each column, the letters that it cannot do without."""
@@ -167,10 +231,25 @@ def rows_of(source: str) -> tuple[str, list[tuple[str, int]], list[int]]:
     return head[1] if head else "", groups, widths
 
 
+def filled(rows: list[tuple[str, int]], first: float, most: float) -> tuple[list[list[str]], float]:
+    """Rows of a table for one slide after the other, and the lines that are left on the last."""
+    chunks, room = [[]], first
+    for row, lines in rows:
+        if chunks[-1] and room < lines:
+            chunks.append([])
+            room = most
+        chunks[-1].append(row)
+        room -= lines
+    return chunks, room
+
+
 def finished(stacks: list[list[Slide]]) -> list[list[Slide]]:
     """A heading with nothing under it is no slide, where others follow: they bear its title. One with a sentence alone
     has it in large type."""
     for stack in stacks:
+        for at in range(len(stack) - 1, 0, -1):
+            if stack[at].bare:
+                stack[at - 1].notes += ["<p>(Here the notebook has a table.)</p>", *stack.pop(at).notes]
         if not stack[0].blocks and len(stack) > 1:
             empty = stack.pop(0)
             stack[0].notes[:0] = empty.notes

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from companion import paths, store
-from companion.course.pieces import Slide, cut, finished, markdown, paragraphs, rows_of, sentence, text_of
+from companion.course import pieces
+from companion.course.pieces import DISPLAY, PREDICT, Slide, paragraphs, sentence, text_of
 from companion.errors import CompanionError, extra
 
 with extra("course"):
@@ -48,10 +49,8 @@ TABLE_SLIDES = 3  # a longer table is for reading, not for showing
 LOW = 0.55  # height / width up to which a figure leaves room for a sentence below it
 
 LEFT_OUT = re.compile(r"References|The claims of this notebook")
-DISPLAY = re.compile(r"\$\$(.+?)\$\$", re.S)
 SEE = re.compile(r"\*\*(?:What we see|How to read it)\.\*\*\s*(.+)", re.S)
 LEARN = re.compile(r"\*\*What you will learn\.\*\*\s*(.+)", re.S)
-PREDICT = re.compile(r"\*\*Predict, then run\.\*\*\s*(.+)", re.S)
 FOLDED = re.compile(r"<details>.*?</details>", re.S)
 PICTURE = re.compile(r"^!\[([^\]]*)\]\(([^)]+)\)\s*$")
 VERDICT = re.compile(r"^([\w.]+\.[\w.*]+): (.+)$", re.M)
@@ -63,6 +62,8 @@ class Deck:
     def __init__(self, here: Path, decks: set[str]):
         self.stacks: list[list[Slide]] = []
         self.section = ""
+        self.said = ""  # the sentence of the text just read that leads to what comes
+        self.tables: list[Slide] = []  # of the last table of the section
         self.skipping = False
         self.here, self.decks = here, decks
 
@@ -71,10 +72,10 @@ class Deck:
         return self.stacks[-1][-1]
 
     def html(self, source: str) -> str:
-        return markdown(source, self.decks)
+        return pieces.markdown(source, self.decks)
 
     def start(self, title: str) -> None:
-        self.section = title
+        self.section, self.said, self.tables = title, "", []
         self.skipping = bool(LEFT_OUT.match(title))
         if not self.skipping:
             self.stacks.append([Slide(title, "opening" if not self.stacks else "text")])
@@ -102,14 +103,17 @@ def prose(deck: Deck, source: str) -> None:
     seen = SEE.search(source)
     if seen and not deck.last.seen:
         first, *others = paragraphs(seen[1])
-        show(deck, sentence(first), [x for x in others if x.startswith("- ")])
+        said = sentence(first)
+        announces = not first.startswith("- ") and said in (" ".join(first.split()), f"{said.rstrip(':')}:")
+        items = [x for x in others if x.startswith("- ")]
+        show(deck, said, items if announces and others and others[0] in items else [])
     predict = PREDICT.match(source.strip())
     if predict:
         deck.below("predict", "Predict, then run")
         deck.flow(predict[1])
         return
     fresh = deck.last.kind in ("opening", "text") and not deck.last.blocks
-    said, before, listed = "", "", False
+    said, read, listed = "", ["", deck.said], False  # the last two texts since a formula
     for part in paragraphs(source):
         picture = PICTURE.match(part)
         if picture and (deck.here / picture[2]).is_file():
@@ -124,16 +128,18 @@ def prose(deck: Deck, source: str) -> None:
             fresh = False
         elif len(deck.stacks) == 1 and len(deck.stacks[0]) == 1 and part.startswith("**"):
             continue  # claims, minutes and what to read first are in the notes
-        pieces = DISPLAY.split(part)
-        for text, formula in zip(pieces[::2], [*pieces[1::2], None], strict=True):
+        torn = DISPLAY.split(part)
+        for text, formula in zip(torn[::2], [*torn[1::2], None], strict=True):
             if fresh and text.strip():
                 said = sentence(text)
                 deck.flow(said)
                 listed, fresh = said.endswith(":"), False
+            if text.strip():
+                read.append(text.strip())
             if formula:
-                lead = sentence(text.strip() or before, last=True)
-                deck.flow((f"{lead}\n\n" if lead and lead != said else "") + f"$${formula}$$")
-            before = text.strip()
+                leading = pieces.lead(read[-1], read[-2]).removeprefix(said).strip()
+                deck.flow((f"{leading}\n\n" if leading else "") + f"$${formula}$$")
+                read = ["", ""]
 
 
 def show(deck: Deck, text: str, items: list[str]) -> None:
@@ -141,7 +147,14 @@ def show(deck: Deck, text: str, items: list[str]) -> None:
     announces one."""
     slide = deck.last
     slide.seen = True
-    if text.endswith(":") and items:
+    if slide in deck.tables or re.search(r"\btables?\b", text):
+        for part in deck.tables:
+            part.bare = False
+        # a sentence above it that is no announcement would be one too many
+        if slide in deck.tables and re.search(r"[^:]</p>\s*$", deck.tables[0].blocks[0]):
+            deck.tables[0].blocks.pop(0)
+            slide.lines -= 1.2 * (slide is deck.tables[0])
+    if items:
         deck.below("text")
         deck.flow(text, *items)
         return
@@ -153,34 +166,44 @@ def show(deck: Deck, text: str, items: list[str]) -> None:
 
 def figure(deck: Deck, data: bytes, kind: str, alt: str) -> None:
     """A figure fills its slide; one that is higher than wide goes to several, cut where nothing is drawn."""
-    pieces = cut(data) if kind == "png" else [(data, LOW)]
-    if len(pieces) > PARTS:
+    parts = pieces.cut(data) if kind == "png" else [(data, LOW)]
+    if len(parts) > PARTS:
         deck.last.notes.append("<p>(A figure that is too high for slides: see the notebook.)</p>")
         return
-    for number, (piece, ratio) in enumerate(pieces, start=1):
+    for number, (piece, ratio) in enumerate(parts, start=1):
         slide = deck.below("figure")
-        part = f" (part {number} of {len(pieces)})" if len(pieces) > 1 else ""
+        part = f" (part {number} of {len(parts)})" if len(parts) > 1 else ""
         encoded = base64.b64encode(piece).decode()
         slide.blocks.append(f'<img src="data:image/{kind};base64,{encoded}" alt="{html.escape(alt + part)}">')
         slide.seen, slide.lines = False, 0 if ratio <= LOW else LINES
 
 
+def turned(deck: Deck, content: dict) -> None:
+    """A figure with controls: all its pictures, and sliders that show one."""
+    slide = deck.below("figure")
+    slide.blocks.append(pieces.frames(content))
+    slide.seen, slide.lines = False, 1
+
+
 def table(deck: Deck, source: str) -> None:
-    """A table on up to three slides; a wider or longer one is left to the notebook."""
-    head, rows, widths = rows_of(source)
+    """A table on up to three slides, below the sentence before it. A wider or longer one is left to the notebook, and
+    so is one that no sentence leads or comes back to."""
+    head, rows, widths = pieces.rows_of(source)
     if sum(widths) > TABLE_LINE:
         return deck.last.notes.append("<p>(A table that is too wide for a slide: see the notebook.)</p>")
-    chunks, room = [[]], TABLE_LINES - 2
-    for row, lines in rows:
-        if chunks[-1] and room < lines:
-            chunks.append([])
-            room = TABLE_LINES - 2
-        chunks[-1].append(row)
-        room -= lines
+    said = deck.said if len(text_of(deck.said)) <= 2.5 * LINE else ""
+    asked = deck.last.kind == "predict"
+    most = TABLE_LINES - 2
+    chunks, room = pieces.filled(rows, most - 1.4 * -(-len(text_of(said)) // LINE), most)
     if len(chunks) > TABLE_SLIDES:
         return deck.last.notes.append("<p>(A table that is too long for slides: see the notebook.)</p>")
+    deck.tables = []
     for chunk in chunks:
         slide = deck.below("table")
+        slide.bare = not (said or asked)
+        deck.tables.append(slide)
+        if said and chunk is chunks[0]:
+            slide.blocks.append(deck.html(said))
         slide.blocks.append(f"<table><thead>{head}</thead><tbody>{''.join(chunk)}</tbody></table>")
     slide.seen, slide.lines = False, 0.85 * (TABLE_LINES - room)
     return None
@@ -188,14 +211,8 @@ def table(deck: Deck, source: str) -> None:
 
 def code(deck: Deck, cell: NotebookNode) -> None:
     """A short cell that computes and prints is a slide: the formula as code."""
-    printed = "".join(output.get("text", "") for output in cell.outputs if output.get("name") == "stdout").rstrip()
-    lines, out = cell.source.splitlines(), printed.splitlines()
-    plumbing = re.search(
-        r"^(def|class|import|from|for|if|with|@)\b|ledger|profile|figure|display|pd\.|groupby|training\.",
-        cell.source,
-        re.M,
-    )
-    if out and len(lines) <= 6 and len(out) <= 6 and not plumbing and max(map(len, lines + out)) <= 84:
+    printed = pieces.short_code(cell)
+    if printed:
         slide = deck.below("code")
         slide.blocks.append(f"<pre><code>{html.escape(cell.source)}</code></pre>")
         slide.blocks.append(f"<pre><samp>{html.escape(printed)}</samp></pre>")
@@ -220,13 +237,18 @@ def outputs(deck: Deck, cell: NotebookNode) -> None:
     code(deck, cell)
     for output in cell.outputs:
         data = output.get("data", {})
+        if data.get(pieces.FRAMES, {}).get("frames"):
+            turned(deck, data[pieces.FRAMES])
+            data = {}
         for kind in ("png", "gif"):
             if f"image/{kind}" in data:
                 alt = output.metadata.get(f"image/{kind}", output.metadata).get("alt", "")
                 raw = base64.b64decode(data[f"image/{kind}"])
                 figure(deck, raw, kind, alt)
-        if "text/html" in data and "<table" in data["text/html"]:
+        if "<table" in data.get("text/html", ""):
             table(deck, data["text/html"])
+        if data:
+            deck.said = ""
         if "text/markdown" in data:
             prose(deck, data["text/markdown"])
 
@@ -253,6 +275,7 @@ def deck_of(notebook: NotebookNode, here: Path, decks: set[str]) -> Deck:
                 exercises = heading[2] == "Exercises"
             elif heading and not deck.skipping:
                 deck.below("exercise" if exercises else "text", heading[2])
+                deck.said = ""
                 deck.section = heading[2] if not exercises else "Exercises"
             body = part[heading.end() :] if heading else part
             if deck.skipping or not body.strip() or not deck.stacks:
@@ -261,6 +284,7 @@ def deck_of(notebook: NotebookNode, here: Path, decks: set[str]) -> Deck:
                 deck.flow(*(x for x in paragraphs(body) if not x.startswith("Next: ")))
             else:
                 prose(deck, body)
+                deck.said = pieces.leading(body) if deck.stacks[1:] else ""
     return deck
 
 
@@ -280,7 +304,7 @@ def build(notebooks: Sequence[Path], out: Path) -> list[Path]:
         if not deck.stacks:
             raise CompanionError(f"{path.name} has no heading: expected a title in its first cell.")
         title = html.escape(deck.stacks[0][0].title)
-        stacks = finished(deck.stacks)
+        stacks = pieces.finished(deck.stacks)
         for slide in (slide for stack in stacks for slide in stack):
             slide.title_html = re.sub(r"^<p>|</p>\s*$", "", deck.html(slide.title))
         store.write(out / f"{path.stem}.html", template.render(title=title, stacks=stacks, font=font))

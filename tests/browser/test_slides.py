@@ -1,6 +1,7 @@
 """The slides of all notebooks in a real browser: nothing is cut off, too small, missing, or asked of a network."""
 
 import base64
+import html
 import re
 
 import nbformat
@@ -32,7 +33,7 @@ MEASURE = """() => {
         least = Math.min(least, parseFloat(getComputedStyle(e).fontSize));
     }
     if (slide.scrollHeight > slide.clientHeight + 1 || slide.scrollWidth > slide.clientWidth + 1) cut.push("the slide");
-    const image = slide.querySelector("img");
+    const image = slide.querySelector("img:not(.frame), img.frame.shown");
     return {
       slide: i + 1, title: slide.firstElementChild.textContent, kind: slide.className, cut, least,
       size: [stage.width, stage.height],
@@ -105,18 +106,27 @@ def test_figures_are_shown_at_least_about_as_large_as_in_the_notebook_and_with_t
 def test_a_deck_holds_every_figure_and_no_solution(path, out):
     text = (out / f"{path.stem}.html").read_text()
     notebook = nbformat.read(path, as_version=4)
+    exercises = False
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
         if "solution" in tags:
             assert slides.FOLDED.search(cell.source)
             for paragraph in cell.source.split("\n\n")[1:-1]:
                 assert pieces.markdown(paragraph).strip() not in text
+        exercises = exercises or (cell.cell_type == "markdown" and cell.source.startswith("## Exercises"))
         if "exercise" in tags:
-            assert cell.source.splitlines()[-2].strip() not in text
+            solution = cell.source.partition("### BEGIN SOLUTION")[2].partition("### END SOLUTION")[0]
+            telling = max((line.strip() for line in solution.splitlines()), key=len)
+            assert telling not in text
+            assert html.escape(telling) not in text
         for output in cell.get("outputs", []):
             data = output.get("data", {}).get("image/png")
-            if data and len(pieces.cut(base64.b64decode(data))) == 1:
+            if data and exercises:  # it shows what comes out
+                assert f"base64,{data.strip()}" not in text
+            elif data and len(pieces.cut(base64.b64decode(data))) == 1:
                 assert f"base64,{data.strip()}" in text
+            for frame in output.get("data", {}).get(pieces.FRAMES, {}).get("frames", []):
+                assert f"base64,{frame.strip()}" in text
     assert "BEGIN SOLUTION" not in text
     assert not re.search(r"\$\$|<merror|\\frac|\\sum", text)
 
@@ -150,7 +160,7 @@ def test_keys_lead_through_the_deck_and_the_notes_are_there(out, chromium):
 
 
 def test_an_animation_rests_where_less_motion_is_asked_for_and_plays_at_the_press_of_a_button(out, chromium):
-    name = next(path for path in sorted(out.glob("*.html")) if "data:image/gif" in path.read_text())
+    name = next(path for path in sorted(out.glob("*.html")) if '<img src="data:image/gif' in path.read_text())
     context = chromium.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
     page = context.new_page()
     page.goto(name.as_uri())
@@ -161,3 +171,29 @@ def test_an_animation_rests_where_less_motion_is_asked_for_and_plays_at_the_pres
     button.evaluate("e => e.click()")
     assert (image.evaluate("e => e.hidden"), button.text_content()) == (False, "Pause")
     context.close()
+
+
+def test_a_slider_turns_the_figure_and_leaves_the_keys_to_the_deck(out, chromium):
+    name = next(path for path in sorted(out.glob("*.html")) if 'class="turns"' in path.read_text())
+    page = chromium.new_page(viewport={"width": 1280, "height": 800})
+    page.goto(name.as_uri())
+    page.wait_for_function("window.Reveal && Reveal.isReady()")
+    page.evaluate(
+        """() => { const at = Reveal.getIndices(document.querySelector(".turns").closest("section"));
+        Reveal.slide(at.h, at.v) }"""
+    )
+    slider, shown = page.locator(".present .turns input").first, page.locator(".present .frame.shown")
+    values = slider.evaluate("e => JSON.parse(e.dataset.values)")
+    start, before = int(slider.input_value()), shown.get_attribute("alt")
+    here = page.evaluate("JSON.stringify(Reveal.getIndices())")
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("JSON.stringify(Reveal.getIndices())") == here
+    assert slider.get_attribute("aria-valuetext") == values[start + 1]
+    assert page.locator(".present .turns output").first.text_content() == values[start + 1]
+    assert shown.count() == 1
+    assert shown.get_attribute("alt") != before
+    slider.click()
+    page.keyboard.press("Space")
+    assert page.evaluate("JSON.stringify(Reveal.getIndices())") != here
+    page.close()

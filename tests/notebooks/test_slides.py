@@ -16,6 +16,8 @@ from companion.errors import CompanionError
 pytest.importorskip("sphinx_revealjs", reason="the extra `book` is not installed")
 from companion.course import pieces, slides
 
+HEAD = "<thead><tr><th></th><th>a</th></tr></thead>"
+
 
 def png(width=90, height=30, blank=()):
     """Noise, with white bands at the rows of ``blank``."""
@@ -40,7 +42,7 @@ def figure(data=None, alt="A figure of which this is the text", **more):
 def deck(*cells, decks=()):
     made = [v4.new_markdown_cell(cell) if isinstance(cell, str) else cell for cell in cells]
     made.insert(0, v4.new_markdown_cell("# 01 · Small\n\n**What you will learn.** Much.\n\n**Minutes.** `cpu` 1."))
-    return slides.finished(slides.deck_of(v4.new_notebook(cells=made), paths.ROOT, set(decks)).stacks)[1:]
+    return pieces.finished(slides.deck_of(v4.new_notebook(cells=made), paths.ROOT, set(decks)).stacks)[1:]
 
 
 def test_a_heading_is_a_slide_with_its_first_sentence_and_its_formulas_and_the_prose_is_in_the_notes():
@@ -66,10 +68,71 @@ def test_a_figure_is_a_slide_below_with_what_we_see_and_its_text():
     assert "It rises" in "".join(below.notes)
 
 
-def test_of_a_figure_with_controls_the_picture_is_shown():
-    frames = {"application/vnd.companion.frames+json": {"frames": []}}
-    ((_, below),) = deck("## The idea\n\nA sentence that says what it is about.", shows(figure(**frames)))
+def test_a_figure_with_controls_has_a_slider_for_each_and_all_its_pictures():
+    controls = [{"name": "size", "values": [1, 2], "start": 1}, {"name": "<kind>", "values": ["a", "b"], "start": 0}]
+    content = {"format": "png", "frames": list("wxyz"), "alts": list("1234"), "start": 2, "controls": controls}
+    ((_, below),) = deck(
+        "## The idea\n\nA sentence that says what it is about.", shows(figure(**{pieces.FRAMES: content}))
+    )
     assert below.kind == "figure"
+    (made,) = below.blocks
+    assert re.findall(r'class="frame( shown)?" alt="(.)" src="data:image/png;base64,(.)"', made) == [
+        ("", "1", "w"), ("", "2", "x"), (" shown", "3", "y"), ("", "4", "z"),
+    ]  # fmt: skip
+    assert re.findall(r'max="(\d)" value="(\d)" aria-valuetext="(.)"', made) == [("1", "1", "2"), ("1", "0", "a")]
+    assert "&lt;kind&gt;" in made
+
+
+def small_table(rows=3):
+    body = "".join(f"<tr><th>{k}</th><td>{k}</td></tr>" for k in range(rows))
+    return shows(v4.new_output("display_data", {"text/html": f"<table>{HEAD}<tbody>{body}</tbody></table>"}))
+
+
+def test_a_table_stands_below_the_sentence_before_it():
+    ((_, below),) = deck("## The idea\n\nA sentence that says what it is about.\n\nMore. Side by side:", small_table())
+    assert below.kind == "table"
+    assert "Side by side:" in below.blocks[0]
+    assert "More" not in below.blocks[0]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ("A picture.", "Nothing.", 0),
+        ("A picture.", "**What we see.** In the table two columns are alike, and one is not.", 1),
+        ("**Predict, then run.** Which of the two will be the larger one?", "Nothing.", 1),
+    ],
+)
+def test_a_table_without_a_sentence_is_left_to_the_notebook(before, after, expected):
+    drawn = [shows(figure())] if before == "A picture." else []  # the sentence led to the picture
+    (slides_,) = deck("## The idea\n\nA sentence that says what it is about.", before, *drawn, small_table(), after)
+    assert sum(slide.kind == "table" for slide in slides_) == expected
+    assert sum("the notebook has a table" in note for slide in slides_ for note in slide.notes) == 1 - expected
+
+
+@pytest.mark.parametrize(("before", "kept"), [("The two, side by side:", True), ("The ledger takes the first.", False)])
+def test_above_a_table_of_which_we_say_what_we_see_only_an_announcement_stays(before, kept):
+    see = "**What we see.** It falls, and this sentence is longer than a few words."
+    ((_, below),) = deck(f"## The idea\n\nA sentence that says what it is about.\n\n{before}", small_table(), see)
+    assert (before in below.blocks[0]) == kept
+    assert "It falls" in below.blocks[-1]
+
+
+def test_a_sentence_before_a_formula_may_lean_on_the_text_of_another_cell():
+    first = "## The idea\n\nA sentence that says what it is about.\n\nOne is random, one is"
+    ((idea,),) = deck(
+        first, shows(source="x = 1"), "then trained, and both are\n\n$$ a = b . $$\n\nSo it goes on:\n\n$$ c $$"
+    )
+    shown = "".join(idea.blocks)
+    assert "One is random, one is then trained, and both are" in shown
+    assert shown.count("both are") == 1  # a formula ends what the next one can lean on
+
+
+def test_a_list_right_below_the_one_sentence_of_what_we_see_is_shown_with_it():
+    see = "**What we see.** Read it one by one.\n\n- The first.\n- The second."
+    ((_, below, listed),) = deck("## The idea\n\nA sentence that says what all of this is about.", shows(figure()), see)
+    assert len(below.blocks) == 1
+    assert "".join(listed.blocks).count("<li>") == 2
 
 
 def test_a_prediction_stands_before_the_figure_that_answers_it():
@@ -134,9 +197,6 @@ def test_short_code_that_prints_is_a_slide_and_plumbing_is_not():
     assert "x = 1 / 2" in code.blocks[0]
 
 
-HEAD = "<thead><tr><th></th><th>a</th></tr></thead>"
-
-
 @pytest.mark.parametrize(("rows", "expected"), [(5, 1), (20, 2), (60, 0)])
 def test_long_tables_are_split_and_very_long_ones_left_to_the_notebook(rows, expected):
     body = "".join(f"<tr><th>{k}</th><td>{k}</td></tr>" for k in range(rows))
@@ -180,9 +240,20 @@ def test_the_first_sentence(text, first):
     assert pieces.sentence(text) == first
 
 
-def test_the_last_sentence_may_be_unfinished():
-    assert pieces.sentence("One. With $p$ the share of it,", last=True) == "With $p$ the share of it,"
-    assert pieces.sentence("One. Two is this:", last=True) == "Two is this:"
+@pytest.mark.parametrize(
+    ("text", "before", "led"),
+    [
+        ("One. With $p$ the share of it,", "", "With $p$ the share of it,"),
+        ("One. Two is this:", "", "Two is this:"),
+        ("One. Less is seen: it is cut, and", "", "Less is seen: it is cut, and"),
+        ("One. Two costs. So below it the floor is", "", "Two costs. So below it the floor is"),
+        ("So it is", "One. Two costs.", "Two costs. So it is"),
+        ("So it is", "", "So it is"),
+        ("", "One.", ""),
+    ],
+)
+def test_the_sentence_before_a_formula_has_the_one_that_it_leans_on(text, before, led):
+    assert pieces.lead(text, before) == led
 
 
 def test_formulas_are_mathml_with_their_number_and_bars_as_high_as_a_letter():
