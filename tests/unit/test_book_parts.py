@@ -43,6 +43,7 @@ HERE, RECORDED = (SHOWN["here"], "3", "inconclusive"), (f"{observed(RECORD)} rec
         ({"kind": "trained", "found": {"cpu": "reproduced"}, "accuracy": True}, SHOWN, RECORDED),
         ({"kind": "trained", "found": {}, "recorded_only": True}, {}, RECORDED),
         ({"kind": "trained", "found": {}, "accuracy": True}, {}, ("", "", "not yet")),
+        ({"kind": "trained", "found": {}}, {"here": "", "n": "", "verdict": "not yet"}, ("", "", "not yet")),
         ({"kind": "simulation", "found": {}}, SHOWN, HERE),
         ({"kind": "identity", "found": {}}, SHOWN, HERE),
     ],
@@ -59,7 +60,7 @@ def test_a_row_of_the_scoreboard_has_value_and_verdict_from_the_runs_that_decide
 def test_a_cell_that_files_a_claim_is_its_place_before_those_that_speak_of_it(parts):
     cells = ['print("a.b")', 'ledger.check(f"a.{name}", x)', 'ledger.check("a.b", x)', "ledger.table()"]
     place = parts["claims"].place
-    assert place("a.b", cells) == 2
+    assert place("a.b", cells) == place("a.b", [*cells, cells[2]]) == 2
     assert place("a.c", cells) == 1
     assert place("b.c", cells) == 3
     assert place("b.c", cells[:3]) is None
