@@ -12,11 +12,13 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 from companion import ledger, paths
+from companion.course import profiles
 from companion.ledger.ledger import observed, read
 
 logger = logging.getLogger(__name__)
 SCOREBOARD = "notebooks/13_scoreboard"
 CLAIMS = ledger.load()
+CPU = ledger.Ledger(profiles.load("cpu"))  # the committed notebooks were executed at it
 
 
 def anchor(claim: str) -> str:
@@ -131,8 +133,8 @@ class Scoreboard(SphinxDirective):
     @staticmethod
     def row(claim, shown: dict[str, str], record: dict | None) -> tuple[str, str]:
         """The verdict on a claim and its row of the table."""
-        # As companion.ledger decides: of accuracies, and of what is left to them, by the recorded runs.
-        if record and claim.kind != "identity" and (claim.accuracy or claim.recorded_only):
+        here = shown if shown.get("here") else None
+        if record and CPU._deciding(claim, here, {claim.id: record}) is record:
             value, n, verdict, where = str(observed(record)), record["n"], record["verdict"], " <small>recorded</small>"
         else:
             value, verdict, where = shown.get("here", ""), shown.get("verdict", "not yet"), ""

@@ -85,7 +85,7 @@ def frames(renderer, content: dict) -> nodes.container:
 
     Without the script there are no sliders, and the frame where they start is shown.
     """
-    sliders, labels = [], [""]
+    sliders = []
     for control in content["controls"]:
         values, at = [str(value) for value in control["values"]], control["start"]
         name = html.escape(control["name"])
@@ -94,13 +94,11 @@ def frames(renderer, content: dict) -> nodes.container:
             f'aria-valuetext="{html.escape(values[at])}" data-values="{html.escape(json.dumps(values))}"> '
             f'<span class="value" aria-hidden="true">{html.escape(values[at])}</span></label>'
         )
-        labels = [f"{label}, {control['name']} {value}".strip(", ") for label in labels for value in values]
-    alts = content.get("alts") or [f"{content.get('alt', 'A figure')}: {label}" for label in labels]
     start = content["start"]
     box = nodes.container(classes=["frames"])
     box += nodes.raw("", f'<div class="controls" hidden>{"".join(sliders)}</div>', format="html")
     scroller = nodes.container(classes=["picture"])
-    for number, (encoded, alt) in enumerate(zip(content["frames"], alts, strict=True)):
+    for number, (encoded, alt) in enumerate(zip(content["frames"], content["alts"], strict=True)):
         image = picture(renderer, encoded, content["format"], alt)
         image["classes"] += ["frame", "shown"] if number == start else ["frame"]
         scroller += image

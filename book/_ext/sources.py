@@ -23,7 +23,7 @@ def copy(root: Path, here: Path) -> None:
     (here / "notebooks").mkdir(exist_ok=True)
     wanted = {here / "notebooks" / path.name: path for path in sorted((root / "notebooks").glob("*.ipynb"))}
     for old in set((here / "notebooks").iterdir()) - set(wanted):
-        old.unlink()
+        shutil.rmtree(old) if old.is_dir() else old.unlink()  # a folder: what JupyterLab leaves where it opened one
     for ours, theirs in (wanted | {here / name: root / origin for name, origin in PAGES.items()}).items():
         stat = theirs.stat()
         if not ours.exists() or (ours.stat().st_mtime, ours.stat().st_size) != (stat.st_mtime, stat.st_size):

@@ -5,8 +5,9 @@ import inspect
 import io
 import itertools
 import math
+import numbers
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from companion.errors import CompanionError, choose, extra
@@ -76,13 +77,14 @@ def read(draw: Callable, given: dict) -> list[Control]:
 
 def _values(name: str, spec) -> tuple:
     """A list as it is, (low, high, step) written out, both ends included."""
-    values = tuple(spec)
-    if isinstance(spec, tuple):
-        if not (len(spec) == 3 and all(map(math.isfinite, spec)) and spec[1] > spec[0] and spec[2] > 0):
+    if isinstance(spec, Iterable) and not isinstance(spec, tuple):
+        values = tuple(spec)
+    else:
+        span = isinstance(spec, tuple) and len(spec) == 3 and all(isinstance(x, numbers.Real) for x in spec)
+        if not (span and all(map(math.isfinite, spec)) and spec[1] > spec[0] and spec[2] > 0):
             raise CompanionError(f"The control {name!r} is {spec!r}: expected (low, high, step), or a list of values.")
         low, high, step = spec
-        steps = math.floor((high - low) / step + 1e-9)
-        values = tuple(low + k * step if isinstance(step, int) else round(low + k * step, 10) for k in range(steps + 1))
+        values = tuple(round(low + k * step, 10) for k in range(math.floor((high - low) / step + 1e-9) + 1))
     if len(values) < 2 or len(set(values)) < len(values):
         raise CompanionError(f"The control {name!r} has {list(values)}: expected two or more values, each once.")
     return values

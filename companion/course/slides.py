@@ -18,10 +18,10 @@ from pathlib import Path
 from companion import paths, store
 from companion.course import pieces
 from companion.course.pieces import DISPLAY, PREDICT, Slide, paragraphs, sentence, text_of
+from companion.course.student import opened
 from companion.errors import CompanionError, extra
 
 with extra("course"):
-    import nbformat
     from nbformat import NotebookNode
 
 with extra("book"):
@@ -289,32 +289,34 @@ def deck_of(notebook: NotebookNode, here: Path, decks: set[str]) -> Deck:
 
 
 def build(notebooks: Sequence[Path], out: Path) -> list[Path]:
-    """Write a deck for each notebook into the folder ``out``, and what they share into ``out``/reveal.
+    """Write a deck for each notebook into the folder ``out``, and what they share into ``out``/reveal; all are made
+    before one is written.
 
     Raises:
-        CompanionError: if a notebook has no heading to begin with, or ``out`` cannot be written.
+        CompanionError: if a notebook cannot be read or has no heading to begin with, or ``out`` cannot be written.
     """
     decks = {path.name for path in notebooks} | {f"{path.stem}.ipynb" for path in out.glob("[!.]*.html")}
     environment = jinja2.Environment(autoescape=False, undefined=jinja2.StrictUndefined)
     template = environment.from_string(TEMPLATE.read_text())
     font = next((path.name for path in FONT.glob("*math.woff2")), "")
-    written = []
+    made = {}
     for path in notebooks:
-        deck = deck_of(nbformat.read(path, as_version=4), path.parent, decks)
+        deck = deck_of(opened(path), path.parent, decks)
         if not deck.stacks:
             raise CompanionError(f"{path.name} has no heading: expected a title in its first cell.")
         title = html.escape(deck.stacks[0][0].title)
         stacks = pieces.finished(deck.stacks)
         for slide in (slide for stack in stacks for slide in stack):
             slide.title_html = re.sub(r"^<p>|</p>\s*$", "", deck.html(slide.title))
-        store.write(out / f"{path.stem}.html", template.render(title=title, stacks=stacks, font=font))
-        written.append(out / f"{path.stem}.html")
+        made[out / f"{path.stem}.html"] = template.render(title=title, stacks=stacks, font=font)
+    for path, page in made.items():
+        store.write(path, page)
     for name in NEEDED:
         (out / "reveal" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(REVEAL / name, out / "reveal" / name)
     for path in FONT.glob("*-math*"):
         shutil.copyfile(path, out / "reveal" / path.name)  # with its licence
-    return written
+    return list(made)
 
 
 def main() -> int:

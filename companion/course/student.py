@@ -25,6 +25,19 @@ FOLDED = re.compile(r"\s*<details>\s*<summary>\s*(?:Solution|Answer).*?</details
 LINK = re.compile(r"(\]\()(?![a-z]+:|/|#)([^)\s#]+)(#[^)\s]*)?\)")
 
 
+def opened(path: Path) -> NotebookNode:
+    """The notebook at ``path``.
+
+    Raises:
+        CompanionError: if there is none, or it is no notebook.
+    """
+    try:
+        return nbformat.read(path, as_version=4)
+    except (OSError, ValueError, AttributeError, KeyError, nbformat.ValidationError) as error:
+        why = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise CompanionError(f"{path} is not a notebook that can be read ({why}): check its name.") from error
+
+
 def tags(cell: NotebookNode) -> list[str]:
     return cell.metadata.get("tags", [])
 
@@ -132,12 +145,13 @@ def build(notebooks: Sequence[Path], out: Path) -> list[Path]:
     Links among them stay; other relative links lead from ``out`` to where they led before.
 
     Raises:
-        CompanionError: as :func:`student`, and if ``out`` is where the notebooks are or cannot be written.
+        CompanionError: as :func:`opened` and :func:`student`, and if ``out`` is where the notebooks are or cannot be
+            written.
     """
     for path in notebooks:
         if out.resolve() == path.parent.resolve():
             raise CompanionError(f"{out} holds the notebooks themselves: expected another folder for the students'.")
-    made = {path: student(nbformat.read(path, as_version=4), path.name) for path in notebooks}
+    made = {path: student(opened(path), path.name) for path in notebooks}
     here = {path.name for path in notebooks} | {path.name for path in out.glob("[!.]*.ipynb")}
     written = []
     for path, notebook in made.items():

@@ -286,3 +286,157 @@ def test_a_notebook_without_a_heading_is_told(tmp_path):
     nbformat.write(v4.new_notebook(cells=[v4.new_code_cell("1")]), path)
     with pytest.raises(CompanionError, match=r"01_small\.ipynb has no heading"):
         slides.build([path], tmp_path / "out")
+
+
+# ---- what is shown, and how much of it ----------------------------------------------------------------------------
+
+SAID = "## The idea\n\nA sentence that says what all of this is about."
+
+
+def words(*stacks):
+    """All that slides and notes hold."""
+    return "".join(text for stack in stacks for slide in stack for text in (slide.title, *slide.blocks, *slide.notes))
+
+
+def printing(*lines, source="x = 1"):
+    return shows(v4.new_output("stream", text="\n".join(lines) + "\n"), source=source)
+
+
+def test_no_cell_of_a_solution_is_shown_and_no_output_among_the_exercises():
+    made = deck(
+        "## Exercises", "### Exercise 1: twice\n\nWrite it.\n\nNext: [more](02_more.ipynb).",
+        v4.new_markdown_cell("It is 2 x.", metadata={"tags": ["solution"]}), shows(figure()), printing("0.5"),
+    )  # fmt: skip
+    assert "Write it" in words(*made)
+    assert not re.search("It is 2 x|<img|<samp>|Next", words(*made))
+
+
+def test_the_text_of_a_figure_may_hold_any_letter():
+    ((_, below),) = deck(SAID, shows(figure(alt='Of "a" & <b>')))
+    assert 'alt="Of &quot;a&quot; &amp; &lt;b&gt;"' in below.blocks[0]
+
+
+@pytest.mark.parametrize(("parts", "shown"), [(1, 1), (4, 4), (5, 0)])
+def test_a_figure_has_up_to_four_parts_each_with_its_number(monkeypatch, parts, shown):
+    monkeypatch.setattr(slides, "cut", lambda data: [(data, 0.5)] * parts)
+    ((heading, *below),) = deck(SAID, shows(figure(alt="A figure")))
+    found = [re.search('alt="(.*?)"', slide.blocks[0])[1] for slide in below]
+    assert found == (["A figure"] if parts == 1 else [f"A figure (part {k} of {parts})" for k in range(1, shown + 1)])
+    assert ("too high for slides" in words([heading])) == (not shown)
+
+
+def test_an_animation_and_what_the_code_says_in_words_are_shown_too():
+    gif = v4.new_output("display_data", {"image/gif": base64.b64encode(b"GIF").decode()})
+    said = v4.new_output("display_data", {"text/markdown": "**What we see.** It falls by 0.25 in each of the cases."})
+    ((_, below),) = deck(SAID, shows(gif, said))
+    assert below.blocks[0].startswith('<img src="data:image/gif;base64,R0lG"')
+    assert "It falls by 0.25" in below.blocks[1]
+
+
+def test_a_list_that_is_announced_is_shown_with_its_sentence():
+    see = "**What we see.** There are two things that can be seen here:\n\n- one falls\n- one rises\n\nThe end."
+    ((_, _, listed),) = deck(SAID, shows(figure()), see)
+    shown = "".join(listed.blocks)
+    assert (shown.count("<li>"), "two things" in shown, "The end" in shown) == (2, True, False)
+
+
+def test_a_link_to_a_picture_that_is_not_there_is_no_figure():
+    ((slide,),) = deck(SAID + "\n\n![A picture](nowhere.png)")
+    assert "<img" not in "".join(slide.blocks)
+
+
+@pytest.mark.parametrize("count", [1, 13, 14, 27])
+def test_every_verdict_has_a_row_and_a_slide_thirteen_at_most(count):
+    verdicts = [(f"a2020.claim{k}", "reproduced") for k in range(count)]
+    printed = "Verdicts:\n" + "".join(f"{id}: {verdict}\n" for id, verdict in verdicts)
+    output = v4.new_output("stream", text=printed)
+    (stack,) = deck("## The claims of this notebook", shows(output, tags=["nbval-check-output"]))
+    pages = [re.findall("<tr><th>(.*?)</th><td>(.*?)</td>", slide.blocks[0]) for slide in stack]
+    assert [row for page in pages for row in page] == verdicts
+    assert max(map(len, pages)) <= 13
+
+
+@pytest.mark.parametrize(("rows", "cell", "expected"), [
+    (13, "a", 1), (14, "a", 2), (39, "a", 3), (40, "a", 0), (7, 31 * "a", 2), (6, 31 * "a", 1), (1, 95 * "a", 0),
+])  # fmt: skip
+def test_a_slide_has_thirteen_lines_of_a_table_three_slides_at_most_and_no_wide_one(rows, cell, expected):
+    body = "".join(f"<tr><th>{k}</th><td>{cell}</td></tr>" for k in range(rows))
+    output = v4.new_output("display_data", {"text/html": f"<table>{HEAD}<tbody>{body}</tbody></table>"})
+    ((heading, *below),) = deck(SAID, shows(output))
+    assert len(below) == expected
+    assert re.findall("<th>(\\d+)</th>", words(below)) == [str(k) for k in range(rows if expected else 0)]
+    assert ("see the notebook" in words([heading])) == (not expected)
+
+
+def test_a_header_without_text_is_no_header():
+    assert pieces.rows_of(f"<table>{HEAD}<tbody></tbody></table>")[0].startswith("<tr><td></td><th>a</th>")
+
+
+@pytest.mark.parametrize(("code", "printed", "shown"), [(6, 6, True), (7, 1, False), (1, 7, False)])
+def test_a_slide_of_code_has_six_lines_at_most_and_what_they_print(code, printed, shown):
+    ((_, *below),) = deck(SAID, printing(*["0.5"] * printed, source="\n".join(["x = 1"] * code)))
+    assert bool(below) == shown
+
+
+def test_warnings_are_not_what_code_prints():
+    ((_, *below),) = deck(SAID, shows(v4.new_output("stream", name="stderr", text="0.5\n"), source="x = 1"))
+    assert not below
+
+
+def test_formulas_take_room_of_their_own():
+    formulas = "\n\n".join(["$$ a $$"] * 8)  # of two lines each
+    ((_, *below),) = deck("## Exercises", f"### Exercise 1: many\n\n{formulas}")
+    assert len(below) == 1
+    assert words(below).count("<math") < 8
+
+
+def test_a_heading_alone_gives_its_notes_to_the_slide_below_it():
+    ((slide,),) = slides.finished(
+        [[pieces.Slide("a", notes=["said"]), pieces.Slide("b", "figure", ["<img>"], ["more"])]]
+    )
+    assert (slide.title, slide.notes) == ("b", ["said", "more"])
+
+
+@pytest.mark.parametrize(("lines", "kind"), [(4.4, "lead"), (4.5, "text")])
+def test_a_sentence_alone_is_in_large_type(lines, kind):
+    ((slide,),) = slides.finished([[pieces.Slide("a", blocks=["b"], lines=lines)]])
+    assert slide.kind == kind
+
+
+def test_a_sentence_does_not_end_within_emphasis():
+    text = "It is *so. And so* in each of the cases that were looked at here, too. No."
+    assert pieces.sentence(text) == text.removesuffix(" No.")
+
+
+def test_formulas_and_code_are_not_torn_and_items_are_parts():
+    parts = ["One.", "- two", "- three", "$$\na\n\nb\n$$", "```\nc\n\nd\n```", "$$ unfinished"]
+    assert list(pieces.paragraphs("\n\n".join(parts).replace("two\n\n", "two\n"))) == parts
+
+
+def test_a_square_figure_is_whole_and_no_part_is_a_sliver():
+    assert len(pieces.cut(png(100, 100, blank=(50,)))) == 1
+    first, *_ = pieces.cut(png(100, 150, blank=(8, 50, 97)))
+    assert first[1] == 0.53
+
+
+def test_slides_that_are_there_are_linked_and_the_font_has_its_licence(tmp_path):
+    for name, text in (("01_a", "# 01 · A\n\nSee [B](02_b.ipynb)."), ("02_b", "# 02 · B")):
+        nbformat.write(v4.new_notebook(cells=[v4.new_markdown_cell(text)]), tmp_path / f"{name}.ipynb")
+    out = tmp_path / "out"
+    slides.build([tmp_path / "02_b.ipynb"], out)
+    slides.build([tmp_path / "01_a.ipynb"], out)
+    assert 'href="02_b.html"' in (out / "01_a.html").read_text()
+    assert {path.name for path in (out / "reveal").glob("*math*")} == {
+        path.name for path in slides.FONT.glob("*-math*")
+    }
+
+
+def test_one_bad_notebook_and_no_slides_are_written(tmp_path, capsys, monkeypatch):
+    nbformat.write(v4.new_notebook(cells=[v4.new_markdown_cell("# 01 · A")]), tmp_path / "01_a.ipynb")
+    (tmp_path / "02_b.ipynb").write_text("{")
+    for bad in ("02_b.ipynb", "03_nowhere.ipynb"):
+        given = [str(tmp_path / name) for name in ("01_a.ipynb", bad)]
+        monkeypatch.setattr("sys.argv", ["slides", *given, "--out", str(tmp_path / "out")])
+        assert slides.main() == 2
+        assert f"{bad} is not a notebook that can be read" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()

@@ -82,8 +82,9 @@ def test_answers_outputs_and_hidden_inputs_go_and_ids_stay():
     assert before == whole()  # the notebook that was given is as it was
 
 
-def test_answers_without_the_tag_are_taken_out_of_their_cell():
-    text = "1. Why?\n\n<details><summary>Solutions</summary>\n\n1. So.\n\n</details>\n\n## References"
+@pytest.mark.parametrize("title", ["Solutions", "Solution to 1", "Answer", "answers"])
+def test_answers_without_the_tag_are_taken_out_of_their_cell(title):
+    text = f"1. Why?\n\n<details><summary>{title}</summary>\n\n1. So.\n\n</details>\n\n## References"
     made = student.student(notebook(v4.new_markdown_cell(text)), "01.ipynb")
     assert made.cells[0].source == "1. Why?\n\n## References"
 
@@ -150,6 +151,17 @@ def test_a_link_to_a_notebook_that_students_do_not_have_leads_to_the_committed_o
     assert links(out / "01_small.ipynb")[0] == "../../notebooks/02_next.ipynb#part"
 
 
+def test_a_link_to_a_notebook_that_students_have_already_stays(project):
+    out = project / "build" / "student"
+    for name in ("02_next", "01_small"):  # one by one
+        student.build([project / "notebooks" / f"{name}.ipynb"], out)
+    assert links(out / "01_small.ipynb")[0] == "02_next.ipynb#part"
+
+
+def test_a_link_from_the_root_stays():
+    assert student.relink("[a](/)", paths.ROOT, paths.ROOT / "build", set()) == "[a](/)"
+
+
 def test_brackets_in_code_are_no_links():
     assert student.relink("f[0](x.py)", paths.ROOT, paths.ROOT / "build", set()) == "f[0](x.py)"
 
@@ -164,9 +176,22 @@ def test_one_bad_notebook_and_nothing_is_written(project, capsys, monkeypatch):
     assert not out.exists()
 
 
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}}'])
+def test_what_is_no_notebook_is_told_and_nothing_is_written(project, capsys, monkeypatch, content):
+    bad, out = project / "notebooks" / "03_bad.ipynb", project / "build" / "student"
+    if content is not None:
+        bad.write_text(content)
+    notebooks = [project / "notebooks" / "01_small.ipynb", bad]
+    monkeypatch.setattr(sys, "argv", ["student", *map(str, notebooks), "--out", str(out)])
+    assert student.main() == 2
+    assert re.fullmatch(r".*03_bad\.ipynb is not a notebook that can be read \(.+\).*\n", capsys.readouterr().err)
+    assert not out.exists()
+
+
 def test_the_committed_notebooks_are_never_overwritten(project):
-    with pytest.raises(CompanionError, match="holds the notebooks themselves"):
-        student.build(list((project / "notebooks").iterdir()), project / "notebooks")
+    for out in ("notebooks", "notebooks/../notebooks"):
+        with pytest.raises(CompanionError, match="holds the notebooks themselves"):
+            student.build(list((project / "notebooks").iterdir()), project / out)
 
 
 def test_make_student_writes_all_notebooks_or_those_that_are_named(tmp_path):
@@ -215,8 +240,8 @@ def test_no_solution_is_left(path, built):
         target, _, _ = link.partition("#")
         if target.endswith(".ipynb"):
             assert (built / target).exists(), target
-        else:  # as from build/student/ of the checkout
-            assert (paths.ROOT / "build" / "student").joinpath(*target.split("/")).resolve().exists(), target
+        else:
+            assert (built.resolve() / target).exists(), target
 
 
 def test_only_what_an_exercise_needs_is_run():

@@ -305,9 +305,11 @@ def test_the_recorded_tier_decides_about_accuracy_and_what_chance_could_turn_and
         "by chance": {"value": 0.9, "low": 0.89, "high": 0.91, "n": 10, "verdict": "reproduced"},
         "accuracy": {"value": 0.0, "low": -0.004, "high": 0.004, "n": 10, "verdict": "not reproduced"},
         "trained": {"value": 0.9, "low": 0.89, "high": 0.91, "n": 10, "verdict": "reproduced"},
+        "drawn": {"value": 0.9, "low": 0.89, "high": 0.91, "n": 10, "verdict": "reproduced"},
     }
     (results / "reference" / "smoke").mkdir(parents=True)
     (results / "reference" / "smoke" / "claims.json").write_text(json.dumps(recorded))
+    book.check("drawn", Observed(0.5, -0.4, 1.4, 100), quantity="q")  # no network, so nothing is left to recorded runs
     book.check("accuracy", Observed(0.05, 0.04, 0.06, 3), quantity="q", runs=runs())
     book.check("trained", Observed(0.5, -0.4, 1.4, 3), quantity="a difference", runs=runs())
     ledger_module.load()["by chance"] = claim(id="by chance")  # no verdict of it was found before
@@ -316,6 +318,7 @@ def test_the_recorded_tier_decides_about_accuracy_and_what_chance_could_turn_and
     assert table.loc["by chance", ["verdict", "agrees"]].tolist() == ["reproduced", "no"]
     assert table.loc["accuracy", ["verdict", "agrees"]].tolist() == ["not reproduced", "no"]
     assert table.loc["trained", ["verdict", "agrees"]].tolist() == ["inconclusive", "no"]
+    assert table.loc["drawn", "verdict"] == "inconclusive"
     assert table.loc["trained", ["recorded", "recorded n"]].tolist() == ["0.9000 [0.8900, 0.9100]", 10]
 
 
@@ -368,6 +371,7 @@ def test_what_is_left_to_the_recorded_runs_is_tested_here_only_where_there_are_n
     assert not book.tests(id)
     for name in ("smoke", "reference"):
         assert Ledger(profiles.load(name)).tests(id)
+    assert Ledger(profiles.load("reference")).recorded() == record  # what it adds to
     assert book.deciding() == record
     row = book.table(everything=True).loc[id]
     assert row[["here", "n", "recorded n", "verdict"]].tolist() == ["", "", 10, "reproduced"]

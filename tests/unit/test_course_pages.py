@@ -117,6 +117,22 @@ def test_boxes_lie_below_what_they_build_on_and_not_on_each_other(frame, heads):
                 assert not (left <= float(x) <= right and top < float(low) and bottom > float(high)), (ends, number)
 
 
+def test_a_notebook_lies_in_the_layer_right_below_the_last_that_it_needs(frame, heads):
+    depth = {name[:2]: k for k, row in enumerate(frame.layers(heads)) for name in row}
+    assert set(depth) == set(NOTEBOOKS)
+    for number in set(NOTEBOOKS) - ALL:
+        assert depth[number] == max((1 + depth[start] for start, end in EDGES if end == number), default=0)
+
+
+def test_the_exercises_of_a_notebook_are_all_its_headings_of_exercises(frame, tmp_path):
+    head = "# 01 · A\n\n**Minutes.** 1.\n\n**Read first.** Nothing."
+    texts = [head, "### Exercise 1: one", "### Reading questions", "### Exercise 12: more \n\nWrite."]
+    made = {"cells": [{"cell_type": "markdown", "source": [text]} for text in texts]}
+    (tmp_path / "01_a.ipynb").write_text(json.dumps(made))
+    (found,) = frame.notebooks(tmp_path)
+    assert found.exercises == ("Exercise 1: one", "Exercise 12: more")
+
+
 def test_a_circle_of_notebooks_is_told(frame, heads):
     one, two, *_ = heads
     with pytest.raises(ValueError, match="circle: 00_start_here → 01"):

@@ -58,6 +58,13 @@ def test_a_split_parts_the_concepts_and_its_validation_concepts_are_always_the_s
     assert (groups[0] - groups[2]).abs().max() < 0.01
 
 
+def test_a_split_may_have_no_concepts_to_choose_settings_on():
+    train, validation, test = (set(part.tolist()) for part in emoji.split(200, 0, 0))
+    assert (len(train), validation) == (200, set())
+    assert train | test == set(range(len(emoji.concepts())))
+    assert not train & test
+
+
 def test_as_images_it_serves_any_method(data, tiny, results):
     assert data.train.images.shape == (1800, 3, 32, 32)
     assert torch.equal(data.train.images[0], data.parts["train"].drawn("noto")[0])
@@ -153,6 +160,8 @@ def test_a_pair_is_two_drawings_of_one_concept_by_two_artists_or_twice_the_same(
         (lambda: emoji.load(**SIZES, artists="noto+picasso"), "Unknown artist 'picasso': expected one of noto, flu"),
         (lambda: emoji.load(**SIZES, artists="noto+noto"), "expected each artist once"),
         (lambda: emoji.load(n_train=1200, n_validation=173), r"1,200 concepts to train on.*of 1,273 that there are"),
+        # Of eight groups, so that each has a concept to test on.
+        (lambda: emoji.load(n_train=1273 - 173 - 7, n_validation=173), "expected 1,265 at most together"),
         (lambda: load_data(Config(dataset="emoji")), r"4,000 concepts to train on and 2,000 for validation"),
         (lambda: emoji.load(**SIZES, number=-1), "number of the split is -1"),
         (lambda: load_images("emoji", image_size=32, n_train=9), "drawings with names: load them with companion"),

@@ -1,8 +1,11 @@
 """Figures: what they draw of a table, and controls to move one by where somebody is there to move it."""
 
+import io
+
 import matplotlib
 import numpy as np
 import pandas as pd
+import PIL.Image
 import pytest
 import torch
 from matplotlib import pyplot as plt
@@ -20,6 +23,48 @@ def test_a_figure_takes_the_place_that_it_is_given(monkeypatch):
         figures.show(figure, "what it shows", place=where)
     assert [image.alt for image in placed] == ["what it shows"] * 2
     assert len(below) == 1
+
+
+def test_a_figure_is_written_as_it_is_shown_and_in_fewer_colours_if_asked(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(figures, "display", shown.append)
+    for colors in (None, 8):
+        figure, (axes,) = figures.panels()
+        assert not plt.get_fignums()  # else the notebook shows it once more at the end of the cell
+        axes.imshow(np.arange(100.0).reshape(10, 10), cmap="viridis")
+        figures.show(figure, "colours", path=tmp_path / "figure.png", colors=colors)
+        assert (tmp_path / "figure.png").read_bytes() == shown[-1].data
+    whole, few = (PIL.Image.open(io.BytesIO(image.data)).convert("RGB").getcolors(1 << 24) for image in shown)
+    assert len(few) <= 8 < len(whole)
+
+
+def test_an_animation_loops_for_ever_and_rests_for_a_fifth_of_its_seconds(monkeypatch):
+    shown, figure = [], figures.panels(height=1.0)[0]
+    monkeypatch.setattr(figures, "display", shown.append)
+
+    def draw(number):
+        figure.axes[0].clear()
+        figure.axes[0].barh(0, number + 1)
+        figure.axes[0].set(xlim=(0, 5))
+
+    figures.animate(figure, draw, 4, "a bar that grows", seconds=2)
+    gif, lengths, blue = PIL.Image.open(io.BytesIO(shown[0].data)), [], []
+    for number in range(gif.n_frames):
+        gif.seek(number)
+        lengths.append(gif.info["duration"])
+        off = np.abs(np.array(gif.convert("RGB")) - np.multiply(figures.PALETTE[0], 255)).max(axis=2)
+        blue.append((off < 24).sum())
+    assert lengths == [400, 400, 400, 800]  # milliseconds
+    assert np.divide(blue, blue[0]) == pytest.approx([1, 2, 3, 4], rel=0.1)
+    assert (gif.info["loop"], shown[0].alt) == (0, "a bar that grows")
+
+
+def test_a_logarithmic_axis_has_the_ticks_that_were_asked_for_and_no_others(axes):
+    figures.log_axis(axes, [16, 64, 4, 16])
+    axes.figure.canvas.draw()
+    ticks = axes.xaxis.get_major_ticks() + axes.xaxis.get_minor_ticks()
+    assert [tick.label1.get_text() for tick in ticks] == ["4", "16", "64"]
+    assert (axes.get_xscale(), axes.get_xticks().tolist()) == ("log", [4, 16, 64])
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from companion.errors import CompanionError
 from companion.training import Batch, Config, Contrastive, Labelled, Method, SimCLR, Supervised, Views, train
 from companion.training.data import Split
-from companion.training.loop import learning_rate, seeded
+from companion.training.loop import learning_rate, optimizer_of, seeded
 
 N = 48
 
@@ -152,6 +152,17 @@ def test_every_setting_of_the_optimiser_counts(config, changes):
         train(other, Numbers(), config.replace(**{name: 1.1 * getattr(config, name) + 0.01}))
         if config.epochs > 1 or name != "momentum":
             assert abs(other.weight.item() - trained.weight.item()) > 1e-6, name
+
+
+@pytest.mark.parametrize(("optimizer", "decayed"), [("sgd", {"kernel", "vector"}), ("adamw", {"kernel"})])
+def test_a_number_is_never_decayed_and_a_vector_by_sgd_alone(config, optimizer, decayed):
+    method = Method(nn.Identity())
+    shapes = {"kernel": (2, 2), "vector": (2,), "number": ()}
+    method.parts = nn.ParameterDict({name: nn.Parameter(torch.ones(shape)) for name, shape in shapes.items()})
+    made = optimizer_of(method, config.replace(optimizer=optimizer))
+    found = {id(p): group["weight_decay"] for group in made.param_groups for p in group["params"]}
+    expected = {name: 0.03 if name in decayed else 0.0 for name in shapes}
+    assert {name: found[id(p)] for name, p in method.parts.items()} == expected
 
 
 def test_after_step_is_called_once_after_every_step(config):

@@ -94,6 +94,7 @@ def test_a_stored_figure_has_a_picture_for_every_combination(output, frozen):
         {"name": "sign", "values": SIGNS, "start": 0},
     ]
     assert data["image/png"] == frames["frames"][frames["start"]]
+    assert data["text/plain"] == alt(margin=1.0, sign="plus")
     assert metadata == {"image/png": {"alt": alt(margin=1.0, sign="plus")}}
     assert not plt.get_fignums()
 
@@ -128,6 +129,26 @@ def test_all_pictures_share_a_palette_that_keeps_areas_and_small_marks(frozen):
             assert (pixels(picture) == color).all(axis=2).sum() > least
 
 
+@pytest.mark.parametrize(
+    ("marks", "colors", "kept"),
+    [
+        # Eight greys that fill areas, and a mark in a colour that nothing else is near to: half the palette is for it.
+        ([((k, k, k), 100) for k in range(240, 160, -10)] + [((213, 94, 0), 5)], 4, (213, 94, 0)),
+        # Of two colours far off the one that is seen is kept, not the pixel that is a little farther.
+        ([((213, 94, 0), 50), ((0, 100, 0), 1)], 2, (213, 94, 0)),
+    ],
+)
+def test_a_palette_is_half_for_areas_and_half_for_marks_that_are_seen(marks, colors, kept):
+    white = np.full((1000, 3), 255)
+    pixels = np.concatenate([white, *(np.full((count, 3), color) for color, count in marks)]).astype(np.uint8)
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels[None]).save(buffer, format="png")
+    (made,) = controls.with_few_colors([buffer.getvalue()], colors)
+    found = PIL.Image.open(io.BytesIO(made)).convert("RGB")
+    assert {(255, 255, 255), kept} <= set(found.getdata())
+    assert len(found.getcolors()) <= colors
+
+
 def test_fewer_colours_are_fewer_bytes(frozen):
     few, many = (len("".join(frozen(draw, alt, colors=n, margin=MARGINS)[1]["frames"])) for n in (4, 200))
     assert few < many
@@ -135,7 +156,12 @@ def test_fewer_colours_are_fewer_bytes(frozen):
 
 @pytest.mark.parametrize(
     ("spec", "values"),
-    [((0.0, 2.0, 0.5), [0.0, 0.5, 1.0, 1.5, 2.0]), ((0.1, 1.1, 0.3), [0.1, 0.4, 0.7, 1.0]), ((1, 7, 2), [1, 3, 5, 7])],
+    [
+        ((0.0, 2.0, 0.5), [0.0, 0.5, 1.0, 1.5, 2.0]),
+        ((0.1, 1.1, 0.3), [0.1, 0.4, 0.7, 1.0]),
+        ((0.0, 0.3, 0.1), [0.0, 0.1, 0.2, 0.3]),
+        ((1, 7, 2), [1, 3, 5, 7]),
+    ],
 )
 def test_a_range_has_both_its_ends_where_the_step_meets_them(spec, values):
     (control,) = controls.read(lambda x=spec[0]: None, {"x": spec})
@@ -179,6 +205,12 @@ def test_with_a_reader_the_controls_start_at_the_defaults_and_redraw(output, mon
     assert output[-1][0].alt == alt(margin=2.0, sign="minus")
 
 
+def test_a_control_is_labelled_in_words_and_its_values_are_as_they_are_written(output, monkeypatch):
+    found = lives(monkeypatch, lambda *, same_side=True: draw(), "A bar.", same_side=[False, True])
+    assert list(found) == ["same side"]
+    assert [text for text, _ in found["same side"].options] == ["False", "True"]
+
+
 def test_a_text_is_typed_in_and_stored_at_its_default_alone(output, monkeypatch):
     given = {"sign": "plus"}
     monkeypatch.setenv("CONTRASTIVE_FRAMES", "1")
@@ -200,6 +232,10 @@ def test_a_text_is_typed_in_and_stored_at_its_default_alone(output, monkeypatch)
         ({"margin": [1.0, 1.0]}, "each once"),
         ({"margin": (2.0, 0.5, 0.5)}, r"expected \(low, high, step\)"),
         ({"margin": (0.0, 1.0)}, r"expected \(low, high, step\)"),
+        ({"margin": (0.0, 1.0, 0.0)}, r"expected \(low, high, step\)"),
+        ({"margin": (0.0, float("inf"), 1.0)}, r"expected \(low, high, step\)"),
+        ({"sign": ("plus", "minus", "none")}, "or a list of values"),
+        ({"margin": 2.0}, "'margin' is 2.0: expected .* a list of values"),
     ],
 )
 def test_controls_that_cannot_be_are_told(output, given, told):

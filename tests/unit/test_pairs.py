@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from companion.errors import CompanionError
 from companion.training import Batch, Clip, Config, MoCo, SimCLR, emoji, pairs, pixels, retrieval, runs
 from companion.training.loop import optimizer_of
+from companion.training.sources import seed as seed_of
 
 QUICK = Config(
     dataset="emoji", image_size=32, n_train=200, n_validation=40, width=4, projector_dim=8, batch_size=40, epochs=2,
@@ -250,6 +251,21 @@ def test_unshuffled_keys_lie_in_the_groups_of_their_queries():
 def test_a_rotation_is_a_share():
     with pytest.raises(CompanionError, match=r"rotate is 1\.5: expected a number from 0 to 1"):
         SimCLR(rotate=1.5)
+
+
+def test_a_run_on_texts_has_no_two_views_and_one_on_drawings_has_those_of_training_images(tmp_path):
+    with pytest.raises(CompanionError, match=r"has no two views of an image: take `run\.method\(\)\.project"):
+        runs.Run(QUICK, tmp_path).two_views()
+    drawn = QUICK.replace(second="view", measured_pairs=200)
+    run = runs.Run(drawn, tmp_path)
+    object.__setattr__(run, "method", lambda: runs.initial(drawn))
+    images = runs.load_data(drawn).labelled
+    assert sorted(run.two_views()[2].tolist()) == sorted(images.labels[chosen(len(images), 200)].tolist())
+
+
+def chosen(n, k):
+    """The fixed choice that every run is measured on."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed_of(1)))[:k]
 
 
 def test_the_seed_of_a_run_splits_the_emoji():

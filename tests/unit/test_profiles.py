@@ -15,6 +15,12 @@ def test_the_emoji_are_no_data_set_for_every_notebook():
         profiles.load("cpu", dataset="emoji")
 
 
+@pytest.mark.parametrize("seed", [-1, 0.5])
+def test_a_seed_that_is_none_is_told(seed):
+    with pytest.raises(CompanionError, match=f"seed is {seed}"):
+        profiles.load("cpu", seed=seed)
+
+
 def test_auto_follows_the_hardware_unless_told(monkeypatch):
     monkeypatch.delenv("CONTRASTIVE_PROFILE", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
