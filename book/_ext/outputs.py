@@ -122,13 +122,20 @@ def slim(app, exception) -> None:
 
 
 def no_source(app, env, docnames) -> None:
-    """Pages of source code are for the package; a property's decorator lies elsewhere."""
+    """Source code has pages for the package; the decorator of a property lies elsewhere."""
     env._viewcode_modules = {"functools": False} | getattr(env, "_viewcode_modules", {})
+
+
+def no_entry(app) -> list:
+    """Nor does the index of those pages list it."""
+    app.env._viewcode_modules.pop("functools", None)
+    return []
 
 
 def setup(app):
     app.connect("build-finished", slim)
     app.connect("env-before-read-docs", no_source)
+    app.connect("html-collect-pages", no_entry, priority=400)  # before sphinx.ext.viewcode
     app.connect("html-page-context", empty_heads)
     # MyST-NB looks for plugins among the entry points of installed packages. This one belongs to the book alone.
     found = render.load_mime_renders()
