@@ -1,7 +1,7 @@
 """Data sets: a name in, uint8 images and labels out, with their provenance.
 
-A data set that fits lives in memory as one uint8 tensor (60,000 images at 32×32: 184 MB), from where a batch is one
-indexing operation, on the device if it lies there. One that does not fit stays in its files, see :class:`FileSplit`.
+One that fits lives in memory as a uint8 tensor (60,000 images at 32×32: 184 MB), from where a batch is one indexing
+operation, on the device if it lies there. Others stay in their files, see :class:`FileSplit`.
 """
 
 import functools
@@ -313,9 +313,8 @@ def _read_image(path: str, image_size: int) -> Tensor:
 
 def _find(name: str, hint: str) -> Path:
     """An absolute path as it is, a relative one below the current folder or the first data folder that has it."""
-    candidates = (
-        [Path(name)] if Path(name).is_absolute() else [root / name for root in [*paths.data_roots(), Path.cwd()]]
-    )
+    roots = [Path()] if Path(name).is_absolute() else [*paths.data_roots(), Path.cwd()]
+    candidates = [root / name for root in roots]
     for candidate in candidates:
         if candidate.exists():
             return candidate

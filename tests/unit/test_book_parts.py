@@ -84,7 +84,8 @@ def test_every_frame_has_its_own_picture_and_text_and_the_sliders_start_where_th
     levels = range(0, 240, 40)
     content = {"format": "png", "frames": [png(k) for k in levels], "alts": [f"grey {k}" for k in levels], "start": 3,
                "controls": controls}  # fmt: skip
-    head, *images = parts["outputs"].frames(Renderer(), content).children
+    head, scroller = parts["outputs"].frames(Renderer(), content).children
+    images = scroller.children
     assert [image["alt"] for image in images] == content["alts"]
     assert [PIL.Image.open(tmp_path / image["uri"]).convert("L").getpixel((0, 0)) for image in images] == list(levels)
     assert [k for k, image in enumerate(images) if "shown" in image["classes"]] == [3]
