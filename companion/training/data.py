@@ -315,7 +315,6 @@ def _find(name: str, hint: str) -> Path:
     """An absolute path as it is, a relative one below the current folder or the first data folder that has it."""
     roots = [Path()] if Path(name).is_absolute() else [*paths.data_roots(), Path.cwd()]
     candidates = [root / name for root in roots]
-    for candidate in candidates:
-        if candidate.exists():
-            return candidate
+    if found := next((candidate for candidate in candidates if candidate.exists()), None):
+        return found
     raise CompanionError(f"{name} was found in none of {', '.join(str(c.parent) for c in candidates)}. {hint}")
