@@ -77,12 +77,13 @@ for (const table of document.querySelectorAll("table.sortable")) {
 }
 
 // What is wider than the page scrolls, so the keyboard must reach it.
-const reach = () => document.querySelectorAll("div.math, .output.text_html, .picture, article pre").forEach((box) => {
+const boxes = document.querySelectorAll("div.math, .output.text_html, .picture, article pre");
+const reach = () => boxes.forEach((box) => {
   if (box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight + 1) box.tabIndex = 0;
   else box.removeAttribute("tabindex");
 });
-reach(); addEventListener("resize", reach); addEventListener("load", reach); document.fonts.ready.then(reach);
-document.querySelectorAll("article details").forEach((box) => box.addEventListener("toggle", reach));
+const watched = new ResizeObserver(reach); // of windows, fonts, pictures that come in, solutions that open
+boxes.forEach((box) => watched.observe(box));
 
 // The theme's names for these hide the words that they show (WCAG 2.5.3), and for the arrows of its menu it has none.
 for (const named of document.querySelectorAll("article summary[aria-label], .search-button-field[aria-label]")) {
