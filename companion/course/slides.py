@@ -17,6 +17,7 @@ from pathlib import Path
 
 from companion import paths, store
 from companion.course import pieces
+from companion.course.deck import LINE, LINES, Deck
 from companion.course.pieces import DISPLAY, PREDICT, Slide, paragraphs, sentence, text_of
 from companion.course.student import opened
 from companion.errors import CompanionError, extra
@@ -40,61 +41,16 @@ NEEDED = (
 FONT = paths.ROOT / "book" / "_static"  # whose font for formulas the slides take
 TEMPLATE = Path(__file__).parent / "slides.html.j2"
 
-# A slide has 1280 × 800 units of its own, whatever the screen. These are estimates, on the safe side; what is still too
-# high or too wide is set smaller when the deck opens, down to the smallest size in the template.
-LINES, LINE = 14, 68  # of text on a slide, and letters in a line
 TABLE_LINES, TABLE_LINE = 15, 92
 PARTS = 4  # of a figure, at most
 TABLE_SLIDES = 3  # a longer table is for reading, not for showing
 LOW = 0.55  # height / width up to which a figure leaves room for a sentence below it
 
-LEFT_OUT = re.compile(r"References|The claims of this notebook")
 SEE = re.compile(r"\*\*(?:What we see|How to read it)\.\*\*\s*(.+)", re.S)
 LEARN = re.compile(r"\*\*What you will learn\.\*\*\s*(.+)", re.S)
 FOLDED = re.compile(r"<details>.*?</details>", re.S)
 PICTURE = re.compile(r"^!\[([^\]]*)\]\(([^)]+)\)\s*$")
 VERDICT = re.compile(r"^([\w.]+\.[\w.*]+): (.+)$", re.M)
-
-
-class Deck:
-    """Stacks of slides, one a section: the first of a stack is its heading, the others stand below it."""
-
-    def __init__(self, here: Path, decks: set[str]):
-        self.stacks: list[list[Slide]] = []
-        self.section = ""
-        self.said = ""  # the sentence of the text just read that leads to what comes
-        self.tables: list[Slide] = []  # of the last table of the section
-        self.skipping = False
-        self.here, self.decks = here, decks
-
-    @property
-    def last(self) -> Slide:
-        return self.stacks[-1][-1]
-
-    def html(self, source: str) -> str:
-        return pieces.markdown(source, self.decks)
-
-    def start(self, title: str) -> None:
-        self.section, self.said, self.tables = title, "", []
-        self.skipping = bool(LEFT_OUT.match(title))
-        if not self.skipping:
-            self.stacks.append([Slide(title, "opening" if not self.stacks else "text")])
-
-    def below(self, kind: str, title: str = "") -> Slide:
-        self.stacks[-1].append(Slide(title or self.section, kind))
-        return self.last
-
-    def flow(self, *texts: str) -> None:
-        """Add texts to the last slide, and go on below it when it is full."""
-        for text in texts:
-            formulas = len(DISPLAY.findall(text))
-            plain = text_of(DISPLAY.sub("", text))
-            lines = sum(-(-len(line) // LINE) for line in plain.split("\n")) + 0.3
-            lines += formulas * 2.2 + 1.6 * text.count(r"\\")
-            if (self.last.blocks and self.last.lines + lines > LINES) or self.last.kind in ("figure", "table", "code"):
-                self.below("text")
-            self.last.blocks.append(self.html(text))
-            self.last.lines += lines
 
 
 def prose(deck: Deck, source: str) -> None:

@@ -44,7 +44,7 @@ FILES = {
     "diagnose": ["arrays", "sums", "reading", "files", "advice", "table", "figures", "page", "callback"],
     "ledger": ["observed", "claims", "ledger", "scoreboard"],
     "course": ["profiles", "environment", "controls", "figures", "forest", "execute", "report", "student", "pieces",
-               "slides"],
+               "deck", "slides"],
     "bench": ["report", "measure"],
 }  # fmt: skip
 SCIENCE = ("errors", "similarity", "losses", "theory", "metrics")
