@@ -144,6 +144,15 @@ def _places(rows: list[list[str]], links: set[tuple[str, str]]) -> dict[str, flo
     def wide(x: str) -> int:
         return DUMMY if " in " in x else NODE
 
+    def apart(row: list[str], wanted: dict[str, float], side: int) -> dict[str, float]:
+        """The places of a row as near to the wanted ones as there is room, from the left (1) or from the right (-1)."""
+        found, edge = {}, 4.0 if side > 0 else WIDTH - 4.0
+        for name in row[::side]:
+            half = side * wide(name) / 2
+            found[name] = (max if side > 0 else min)(wanted[name], edge + half)
+            edge = found[name] + half + side * GAP
+        return found
+
     x = {}
     for row in rows:
         left = (WIDTH - sum(map(wide, row)) - GAP * (len(row) - 1)) / 2
@@ -155,22 +164,9 @@ def _places(rows: list[list[str]], links: set[tuple[str, str]]) -> dict[str, flo
             for name in row:
                 beside = [x[a if b == name else b] for a, b in links if name in (a, b)] + [WIDTH / 2]
                 x[name] = (x[name] + sum(beside) / len(beside)) / 2
-            least, most, low, high = {}, {}, 4.0, WIDTH - 4.0
-            for name in row:
-                least[name] = max(x[name], low + wide(name) / 2)
-                low = least[name] + wide(name) / 2 + GAP
-            for name in reversed(row):
-                most[name] = min(x[name], high - wide(name) / 2)
-                high = most[name] - wide(name) / 2 - GAP
-            for name in row:  # what both ways of making room agree on has room
-                x[name] = (least[name] + most[name]) / 2
-            low, high = 4.0, WIDTH - 4.0
-            for name in row:
-                x[name] = max(x[name], low + wide(name) / 2)
-                low = x[name] + wide(name) / 2 + GAP
-            for name in reversed(row):
-                x[name] = min(x[name], high - wide(name) / 2)
-                high = x[name] - wide(name) / 2 - GAP
+            least, most = apart(row, x, 1), apart(row, x, -1)
+            between = {name: (least[name] + most[name]) / 2 for name in row}  # what both ways of making room agree on
+            x |= apart(row, apart(row, between, 1), -1)
     return x
 
 

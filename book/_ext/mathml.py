@@ -1,16 +1,13 @@
 """Formulas as MathML, which browsers show and screen readers speak by themselves: no script and no network."""
 
-import re
-
 from docutils import nodes
-from latex2mathml.converter import convert
 from sphinx.util.math import get_node_equation_number
 
-TAG = re.compile(r"\\tag\{([^}]*)\}")
+from companion.course.pieces import TAG, mathml
 
 
 def inline(self, node):
-    self.body.append(f'<span class="math">{convert(node.astext())}</span>')
+    self.body.append(f'<span class="math">{mathml(node.astext(), display=False)}</span>')
     raise nodes.SkipNode
 
 
@@ -19,7 +16,7 @@ def block(self, node):
     tag = TAG.search(tex)
     number = tag[1] if tag else node.get("number") and get_node_equation_number(self, node)
     self.body.append(self.starttag(node, "div", CLASS="math"))
-    self.body.append(convert(TAG.sub("", tex), display="block"))
+    self.body.append(mathml(tex, display=True))
     if number:
         self.body.append(f'<span class="eqno">({number})</span>')
     self.body.append("</div>\n")

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import html
 import io
 import json
 import re
@@ -14,13 +13,13 @@ from bs4 import BeautifulSoup
 from docutils import nodes
 from myst_nb.core import render
 
-FRAMES = "application/vnd.companion.frames+json"
+from companion.course import controls
 
 
 class Outputs:
     """A MyST-NB plugin."""
 
-    mime_priority_overrides = (("html", FRAMES, 1),)
+    mime_priority_overrides = (("html", controls.MIME, 1),)
 
     @staticmethod
     def handle_mime(renderer, data, inline):
@@ -32,7 +31,7 @@ class Outputs:
         if data.mime_type == "text/html" and "<table" in data.string:
             data.content = table(data.string)
             return renderer.render_text_html(data)
-        if data.mime_type == FRAMES:
+        if data.mime_type == controls.MIME:
             return [frames(renderer, data.content if isinstance(data.content, dict) else json.loads(data.content))]
         return None
 
@@ -85,18 +84,9 @@ def frames(renderer, content: dict) -> nodes.container:
 
     Without the script there are no sliders, and the frame where they start is shown.
     """
-    sliders = []
-    for control in content["controls"]:
-        values, at = [str(value) for value in control["values"]], control["start"]
-        name = html.escape(control["name"])
-        sliders.append(
-            f'<label><span>{name}</span> <input type="range" min="0" max="{len(values) - 1}" value="{at}" '
-            f'aria-valuetext="{html.escape(values[at])}" data-values="{html.escape(json.dumps(values))}"> '
-            f'<span class="value" aria-hidden="true">{html.escape(values[at])}</span></label>'
-        )
     start = content["start"]
     box = nodes.container(classes=["frames"])
-    box += nodes.raw("", f'<div class="controls" hidden>{"".join(sliders)}</div>', format="html")
+    box += nodes.raw("", f'<div class="controls" hidden>{controls.sliders(content)}</div>', format="html")
     scroller = nodes.container(classes=["picture"])
     for number, (encoded, alt) in enumerate(zip(content["frames"], content["alts"], strict=True)):
         image = picture(renderer, encoded, content["format"], alt)

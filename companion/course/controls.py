@@ -1,9 +1,11 @@
 """What can be turned in a figure, and its pictures for a page without a kernel behind it."""
 
 import base64
+import html
 import inspect
 import io
 import itertools
+import json
 import math
 import numbers
 import os
@@ -167,3 +169,18 @@ def bundle(
     told = [{"name": c.label, "values": list(c.values), "start": c.values.index(c.default)} for c in controls]
     frozen = {"format": "png", "frames": frames, "alts": alts, "start": start, "controls": told}
     return {"image/png": frames[start], MIME: frozen, "text/plain": alts[start]}, {"image/png": {"alt": alts[start]}}
+
+
+def sliders(content: dict) -> str:
+    """Of what :func:`bundle` holds under :data:`MIME`: a native slider for each control, as HTML; what it moves is left
+    to a script of the page."""
+    found = []
+    for control in content["controls"]:
+        values, at = [str(value) for value in control["values"]], control["start"]
+        found.append(
+            f"<label><span>{html.escape(control['name'])}</span> "
+            f'<input type="range" min="0" max="{len(values) - 1}" value="{at}" '
+            f'aria-valuetext="{html.escape(values[at])}" data-values="{html.escape(json.dumps(values))}"> '
+            f'<span class="value" aria-hidden="true">{html.escape(values[at])}</span></label>'
+        )
+    return "".join(found)

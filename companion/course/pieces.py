@@ -3,10 +3,10 @@
 import dataclasses
 import html
 import io
-import json
 import re
 from collections.abc import Collection, Iterator
 
+from companion.course import controls
 from companion.errors import extra
 
 with extra("course"):
@@ -19,9 +19,8 @@ with extra("book"):
     from mdit_py_plugins.dollarmath import dollarmath_plugin
 
 TAG = re.compile(r"\\tag\{([^}]*)\}")
-LETTER = re.compile(
-    r"(\\math(?:bb|cal|bf|rm)) ([A-Za-z])"
-)  # without braces it would get an attribute that browsers ignore
+# Without braces the letter would get an attribute that browsers ignore.
+LETTER = re.compile(r"(\\math(?:bb|cal|bf|rm)) ([A-Za-z])")
 DISPLAY = re.compile(r"\$\$(.+?)\$\$", re.S)
 PREDICT = re.compile(r"\*\*Predict, then run\.\*\*\s*(.+)", re.S)
 PLUMBING = re.compile(
@@ -35,7 +34,6 @@ NO_END = re.compile(r"(?:\b(?:e\.g|i\.e|al|Eqs?|Figs?|vs|cf|Secs?|resp|approx|[A
 
 # A sentence that begins like this says little without the one before it.
 LEANS = re.compile(r"(?:So|That|Th[eo]se|This|They|Their|It|Its|But|And|Then|Thus|Hence|Therefore|Beside it)\b|[a-z]")
-FRAMES = "application/vnd.companion.frames+json"
 
 
 @dataclasses.dataclass(eq=False)
@@ -52,13 +50,17 @@ class Slide:
     title_html: str = ""
 
 
+def mathml(tex: str, *, display: bool) -> str:
+    """A formula as MathML, without its number."""
+    made = convert(LETTER.sub(r"\1{\2}", TAG.sub("", tex)).strip(), display="block" if display else "inline")
+    return re.sub("<mo>(&#x0(?:2016|007C);)</mo>", r'<mo stretchy="false">\1</mo>', made)  # \left and \right do stretch
+
+
 def formula(tex: str, options: dict) -> str:
-    """A formula as MathML, with its number behind it if it has one."""
+    """The same with its number behind it if it has one, for slides."""
     block = options["display_mode"]
-    made = convert(LETTER.sub(r"\1{\2}", TAG.sub("", tex)).strip(), display="block" if block else "inline")
-    made = re.sub("<mo>(&#x0(?:2016|007C);)</mo>", r'<mo stretchy="false">\1</mo>', made)  # \left and \right do stretch
     number = "".join(f'<span class="number">({found})</span>' for found in TAG.findall(tex))
-    return f'<div class="formula">{made}{number}</div>' if block else made
+    return f'<div class="formula">{mathml(tex, display=True)}{number}</div>' if block else mathml(tex, display=False)
 
 
 READER = MarkdownIt("commonmark", {"html": True}).enable("table")
@@ -187,20 +189,13 @@ def cut(data: bytes, low: float = 0.62) -> list[tuple[bytes, float]]:
 
 def frames(content: dict) -> str:
     """The pictures of a figure with controls, of which one is shown, below a slider for each control."""
-    sliders, images = [], []
-    for control in content["controls"]:
-        values, at = [str(value) for value in control["values"]], control["start"]
-        sliders.append(
-            f'<label>{html.escape(control["name"])} <input type="range" min="0" max="{len(values) - 1}" value="{at}" '
-            f'aria-valuetext="{html.escape(values[at])}" data-values="{html.escape(json.dumps(values))}"> '
-            f'<output aria-hidden="true">{html.escape(values[at])}</output></label>'
-        )
+    images = []
     for number, (encoded, alt) in enumerate(zip(content["frames"], content["alts"], strict=True)):
         images.append(
             f'<img class="frame{" shown" if number == content["start"] else ""}" alt="{html.escape(alt)}" '
             f'src="data:image/{content["format"]};base64,{encoded.strip()}">'
         )
-    return f'<div class="turns" data-prevent-swipe>{"".join(sliders)}</div>{"".join(images)}'
+    return f'<div class="turns" data-prevent-swipe>{controls.sliders(content)}</div>{"".join(images)}'
 
 
 def rows_of(source: str) -> tuple[str, list[tuple[str, int]], list[int]]:

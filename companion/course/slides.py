@@ -5,10 +5,8 @@ with the first sentence of what we see there, one for each prediction to make an
 cell of code that prints a few lines. All prose is in the speaker's notes (key S). Nothing is loaded from a network.
 """
 
-import argparse
 import base64
 import html
-import os
 import re
 import shutil
 import sys
@@ -16,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from companion import paths, store
-from companion.course import pieces
+from companion.course import controls, pieces
 from companion.course.deck import LINE, LINES, Deck
 from companion.course.pieces import DISPLAY, PREDICT, Slide, paragraphs, sentence, text_of
-from companion.course.student import opened
+from companion.course.student import opened, program
 from companion.errors import CompanionError, extra
 
 with extra("course"):
@@ -193,8 +191,8 @@ def outputs(deck: Deck, cell: NotebookNode) -> None:
     code(deck, cell)
     for output in cell.outputs:
         data = output.get("data", {})
-        if data.get(pieces.FRAMES, {}).get("frames"):
-            turned(deck, data[pieces.FRAMES])
+        if data.get(controls.MIME, {}).get("frames"):
+            turned(deck, data[controls.MIME])
             data = {}
         for kind in ("png", "gif"):
             if f"image/{kind}" in data:
@@ -276,17 +274,7 @@ def build(notebooks: Sequence[Path], out: Path) -> list[Path]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write the slides of notebooks.")
-    parser.add_argument("notebooks", type=Path, nargs="+")
-    parser.add_argument("--out", type=Path, default=paths.ROOT / "build" / "slides", help="default: build/slides/")
-    arguments = parser.parse_args()
-    try:
-        written = build(arguments.notebooks, arguments.out)
-    except CompanionError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"{len(written)} decks: {os.path.relpath(arguments.out)}/")
-    return 0
+    return program(build, "Write the slides of notebooks.", "slides", "{count} decks: {out}/")
 
 
 if __name__ == "__main__":

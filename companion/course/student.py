@@ -8,7 +8,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from companion import paths, store
@@ -162,18 +162,25 @@ def build(notebooks: Sequence[Path], out: Path) -> list[Path]:
     return written
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Write the student's version of notebooks.")
+def program(build: Callable[[Sequence[Path], Path], list[Path]], description: str, folder: str, said: str) -> int:
+    """The command line of something that writes a file for each notebook: what it writes them with, where below
+    ``build/`` by default, and what it says at the end, of ``{count}`` and ``{out}``. Returns the exit status."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("notebooks", type=Path, nargs="+")
-    parser.add_argument("--out", type=Path, default=paths.ROOT / "build" / "student", help="default: build/student/")
+    parser.add_argument("--out", type=Path, default=paths.ROOT / "build" / folder, help=f"default: build/{folder}/")
     arguments = parser.parse_args()
     try:
         written = build(arguments.notebooks, arguments.out)
     except CompanionError as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"{len(written)} notebooks without solutions: {os.path.relpath(arguments.out)}/")
+    print(said.format(count=len(written), out=os.path.relpath(arguments.out)))
     return 0
+
+
+def main() -> int:
+    said = "{count} notebooks without solutions: {out}/"
+    return program(build, "Write the student's version of notebooks.", "student", said)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 from companion import paths
 
 pytest.importorskip("sphinx_revealjs", reason="the extra `book` is not installed")
-from companion.course import pieces, slides
+from companion.course import controls, pieces, slides
 
 pytestmark = pytest.mark.browser
 
@@ -125,7 +125,7 @@ def test_a_deck_holds_every_figure_and_no_solution(path, out):
                 assert f"base64,{data.strip()}" not in text
             elif data and len(pieces.cut(base64.b64decode(data))) == 1:
                 assert f"base64,{data.strip()}" in text
-            for frame in output.get("data", {}).get(pieces.FRAMES, {}).get("frames", []):
+            for frame in output.get("data", {}).get(controls.MIME, {}).get("frames", []):
                 assert f"base64,{frame.strip()}" in text
     assert "BEGIN SOLUTION" not in text
     assert not re.search(r"\$\$|<merror|\\frac|\\sum", text)
@@ -190,7 +190,7 @@ def test_a_slider_turns_the_figure_and_leaves_the_keys_to_the_deck(out, chromium
     page.keyboard.press("ArrowRight")
     assert page.evaluate("JSON.stringify(Reveal.getIndices())") == here
     assert slider.get_attribute("aria-valuetext") == values[start + 1]
-    assert page.locator(".present .turns output").first.text_content() == values[start + 1]
+    assert page.locator(".present .turns .value").first.text_content() == values[start + 1]
     assert shown.count() == 1
     assert shown.get_attribute("alt") != before
     slider.click()

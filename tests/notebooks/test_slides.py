@@ -14,7 +14,7 @@ from companion import paths
 from companion.errors import CompanionError
 
 pytest.importorskip("sphinx_revealjs", reason="the extra `book` is not installed")
-from companion.course import pieces, slides
+from companion.course import controls, pieces, slides
 
 HEAD = "<thead><tr><th></th><th>a</th></tr></thead>"
 
@@ -69,10 +69,10 @@ def test_a_figure_is_a_slide_below_with_what_we_see_and_its_text():
 
 
 def test_a_figure_with_controls_has_a_slider_for_each_and_all_its_pictures():
-    controls = [{"name": "size", "values": [1, 2], "start": 1}, {"name": "<kind>", "values": ["a", "b"], "start": 0}]
-    content = {"format": "png", "frames": list("wxyz"), "alts": list("1234"), "start": 2, "controls": controls}
+    given = [{"name": "size", "values": [1, 2], "start": 1}, {"name": "<kind>", "values": ["a", "b"], "start": 0}]
+    content = {"format": "png", "frames": list("wxyz"), "alts": list("1234"), "start": 2, "controls": given}
     ((_, below),) = deck(
-        "## The idea\n\nA sentence that says what it is about.", shows(figure(**{pieces.FRAMES: content}))
+        "## The idea\n\nA sentence that says what it is about.", shows(figure(**{controls.MIME: content}))
     )
     assert below.kind == "figure"
     (made,) = below.blocks
