@@ -54,7 +54,7 @@ class Config(Settings):
 
     # Optimisation: lr = learning_rate * batch_size / 256, linear warm-up, then the schedule.
     optimizer: str = "sgd"  #: with momentum; or "adamw", whose weight decay spares biases, norms and scales
-    batch_size: int = 128  #: the optimiser's batch M, in instances (2M views)
+    batch_size: int = 128  #: the optimiser's batch B, in instances (2B views)
     epochs: int = 8  #: 0: the untrained network
     learning_rate: float = 0.5
     momentum: float = 0.9

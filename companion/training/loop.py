@@ -85,7 +85,7 @@ def optimizer_of(method: Method, config: Config) -> torch.optim.Optimizer:
 
 
 def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
-    """Linear warm-up to ``learning_rate · M / 256``, then half a cosine to 0 (Loshchilov & Hutter 2017); or ``steps``:
+    """Linear warm-up to ``learning_rate · B / 256``, then half a cosine to 0 (Loshchilov & Hutter 2017); or ``steps``:
     that rate, and a tenth of it from each of ``MILESTONES`` on, rounded to whole epochs."""
     peak = config.learning_rate * config.batch_size / 256
     warmup, total = config.warmup_epochs * steps_per_epoch, config.epochs * steps_per_epoch

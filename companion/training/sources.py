@@ -27,7 +27,7 @@ class Views:
         split: images and labels: a :class:`~companion.training.data.Split`, which is moved to the device, or a
             :class:`~companion.training.data.FileSplit`, which is read chunk by chunk.
         augmentation: (n, c, h, w) uint8 and a generator → (n, c, s, s) in [0, 1].
-        batch_size: M, of all processes together.
+        batch_size: B, of all processes together.
         seed: of the run.
         device: where the views are made.
         rank: number of this process; all of them see the same order, and each its own part of every batch.
@@ -57,7 +57,7 @@ class Views:
     def batches(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch, the same whenever they are asked for."""
         order = torch.randperm(len(self.split), generator=torch.Generator().manual_seed(seed(self.seed, 2, epoch)))
-        order = order[: len(self) * self.batch_size].view(len(self), self.world, -1)[:, self.rank]  # (steps, M/world)
+        order = order[: len(self) * self.batch_size].view(len(self), self.world, -1)[:, self.rank]  # (steps, B/world)
         draws = torch.Generator(self.device).manual_seed(seed(self.seed, 3, epoch, self.rank))
         size = order.shape[1]
         for numbers, chunk in self._read(order.flatten().split(max(1, CHUNK // size) * size)):

@@ -7,7 +7,7 @@ import sys
 import unicodedata
 import xml.etree.ElementTree as ET
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import pytest
 import yaml
@@ -229,14 +229,43 @@ def test_every_symbol_stands_in_the_notebook_that_it_links_to():
 
 
 GREEK = str.maketrans(
-    {"ε": r"\varepsilon ", "τ": r"\tau ", "λ": r"\lambda ", "φ": r"\phi ", "ψ": r"\psi ", "μ": r"\mu "}
+    {"γ": r"\gamma ", "ε": r"\varepsilon ", "τ": r"\tau ", "λ": r"\lambda ", "φ": r"\phi ", "ψ": r"\psi ", "μ": r"\mu "}
 )
 
 
-def test_no_symbol_of_the_first_table_means_two_things():
-    first = PAGES["glossary"].partition("In one place each")[0]
-    symbols = [s for row in re.findall(r"^\| (\$.*?) \|", first, re.M) for s in re.findall(r"\$(.*?)\$", row)]
+def test_no_symbol_means_two_things():
+    symbols = [
+        s for row in re.findall(r"^\| (\$.*?) \|", PAGES["glossary"], re.M) for s in re.findall(r"\$(.*?)\$", row)
+    ]
     assert len(symbols) == len(set(symbols))
+
+
+STANDARD = {"e", "i", "j", "k", "l", "x", "L", "U", "V", r"\pi"}  # Euler's number, indices, an argument, a loss, views
+PASSING = {"c", r"\alpha", r"\rho"}  # named where they stand, for one paragraph: an angle, an exponent, a length
+
+
+def test_a_letter_in_the_formulas_of_two_notebooks_stands_in_the_table():
+    table = " ".join(re.findall(r"^\| (\$.*?) \|", PAGES["glossary"], re.M))
+    used = {number: letters("\n".join(cells(number, "markdown"))) for number in NOTEBOOKS}
+    shared = {letter for one, other in combinations(NOTEBOOKS, 2) for letter in used[one] & used[other]}
+    assert shared > {"u", "m", r"\tau"}
+    assert not shared - letters(table) - STANDARD - PASSING
+    assert not PASSING & letters(re.sub("c_[12]|W_c", "", table))
+
+
+def letters(text):
+    """The variables in the formulas of a text: Greek letters with their backslash, Latin ones without; no words."""
+    text = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.S)
+    formulas = " ".join("".join(pair) for pair in re.findall(r"\$\$(.+?)\$\$|\$([^$]+)\$", text, re.S))
+    formulas = re.sub(
+        r"\\(text|mathrm|operatorname|mathbb|mathcal|tag) ?(\{[^}]*\}|\w)|_\{(pos|neg|align|uniform|VRNS|arc|euc)\}",
+        " ",
+        formulas,
+    )
+    return set(re.findall(rf"\\(?:{GREEK_LETTERS})(?![A-Za-z])|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])", formulas))
+
+
+GREEK_LETTERS = "alpha|beta|gamma|delta|varepsilon|theta|kappa|lambda|mu|xi|pi|rho|sigma|tau|phi|varphi|psi|Sigma"
 
 
 def test_terms_are_in_order_and_each_links_to_where_it_is_introduced():
