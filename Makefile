@@ -85,6 +85,12 @@ notebooks: $(call executed,$(chosen))
 $(folder)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard companion/*.py companion/*/*.py companion/*/*/*.py companion/*/*.yaml data/*.jpg data/*.webp data/*.tsv)
 	@$(py) -m companion.course.execute $< --profile $(profile) --dataset '$(DATASET)' --seed $(SEED)
 
+# What 05 says of all recorded networks waits until the others have recorded theirs.
+ifeq ($(profile),reference)
+wide := 05_alignment_uniformity
+$(call executed,$(filter $(wide),$(chosen))): $(call executed,$(filter-out $(wide) $(scoreboard),$(chosen)))
+endif
+
 # The scoreboard reads what the other notebooks have filed.
 $(call executed,$(scoreboard)): $(call executed,$(filter-out $(scoreboard),$(chosen)))
 
