@@ -35,7 +35,7 @@ class Contrastive(Settings):
     within_view: bool = False  #: within-view negatives too: c₂ = 1
     known_classes: bool = False  #: of NT-Xent: images of an anchor's own class are no negatives; it sees the labels
     vrns: float = 0.0  #: the weight λ of Definition 5.7; 0 switches it off
-    loss_batch_size: int | None = None  #: the loss's m; must divide the batch size M; None: m = M
+    loss_batch_size: int | None = None  #: the loss's m; must divide the batch size B; None: m = B
     heads: int = 1  #: projectors: 1 for both views, or 2, one for each, as for images and texts in CLIP
 
     def validate(self):
@@ -109,7 +109,7 @@ class ContrastiveMethod(Method):
         if self.two_heads:
             u, v = self.project(batch.first, batch.second)
         else:  # one pass, so that batch norm sees both views
-            u, v = self.model(torch.cat([batch.first, batch.second])).chunk(2)  # (M, d) each
+            u, v = self.model(torch.cat([batch.first, batch.second])).chunk(2)  # (B, d) each
         with losses.unchecked():
             if self.m is not None:
                 return in_sub_batches(self.objective, u, v, self.m)
@@ -126,7 +126,7 @@ def objective(settings: Contrastive, *, m: int, n: int):
 
 
 def in_sub_batches(function, u: Tensor, v: Tensor, m: int) -> Tensor:
-    """Mean of ``function`` over the sub-batches of m pairs of (M, d) views, as one batched call."""
+    """Mean of ``function`` over the sub-batches of m pairs of (B, d) views, as one batched call."""
     return torch.vmap(function)(u.unflatten(0, (-1, m)), v.unflatten(0, (-1, m))).mean()
 
 
