@@ -185,16 +185,22 @@ BASELINES = {  # column → what stands at its line
 
 
 def baseline_lines(axes: Axes, table: pd.DataFrame) -> None:
-    """A dotted line, named at the left end, for every baseline of the runs in ``table``: means over them.
+    """A dotted line, named at the left end, for every baseline of the runs in ``table``: means over them. A name
+    that would lie on another stands at the right end.
 
-    Call it last, when the limits of the abscissa are set.
+    Call it last, when the limits of the axes are set.
     """
-    for column, name in BASELINES.items():
-        value = table[column].mean()
+    means = sorted((table[column].mean(), name) for column, name in BASELINES.items())
+    for value, _ in means:
         axes.axhline(value, color="0.35", linestyle=":", linewidth=1)
+    heights = axes.transData.transform([(0, value) for value, _ in means])[:, 1] * 72 / axes.figure.dpi  # points
+    right = False
+    for (value, name), above in zip(means, np.diff(heights, prepend=-np.inf), strict=True):
+        right = above < 9 and not right
         axes.annotate(
-            name, (0.02, value), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points",
-            fontsize=7.5, color="0.35", zorder=5, bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.5},
+            name, (0.98 if right else 0.02, value), xycoords=("axes fraction", "data"), xytext=(0, 2),
+            textcoords="offset points", ha="right" if right else "left", fontsize=7.5, color="0.35", zorder=5,
+            bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.5},
         )  # fmt: skip
 
 
