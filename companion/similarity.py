@@ -73,10 +73,10 @@ class _Cosine(Similarity):
 class _ArcLength(Similarity):
     """Negative arc length (Feeney & Hughes), 1 - θ/π for the angle θ between a and b, in [0, 1].
 
-    Its pull does not fade with the angle, but d arccos(c)/dc = -1/√(1 - c²) is unbounded at c = ±1. The guard: c is
-    clamped to ±(1 - ε), ε the machine epsilon of the dtype. So the gradient is finite everywhere (zero for pairs that
-    are aligned or antipodal to within rounding, where its direction is undefined), and the similarity is off by at most
-    arccos(1 - ε)/π: 1.6e-4 in float32, 6.8e-9 in float64.
+    Its pull does not fade with the angle, but d arccos(s)/ds = -1/√(1 - s²) is unbounded at a cosine s of ±1. The
+    guard: s is clamped to ±(1 - eps), eps the machine epsilon of the dtype. So the gradient is finite everywhere (zero
+    for pairs that are aligned or antipodal to within rounding, where its direction is undefined), and the similarity is
+    off by at most arccos(1 - eps)/π: 1.6e-4 in float32, 6.8e-9 in float64.
     """
 
     low, high, symmetric = 0.0, 1.0, True

@@ -1,6 +1,7 @@
 """Contrastive losses as plain functions of raw embeddings.
 
-``u, v`` are (n, d): two views of n instances. ``z`` is (n, d) with labels ``y`` (n,). Every loss L2-normalises inside
+``u, v`` are (n, d): two views of the n instances that the loss sees, m in the notebooks, where n is the training set.
+``z`` is (n, d) with labels ``y`` (n,), N in the notebooks. Every loss L2-normalises inside
 (except with Euclidean similarity), computes in float32 or better whatever autocast says, and returns a scalar: the mean
 over anchors. Hyperparameters are keyword-only. Input is checked, except inside :func:`unchecked`.
 """

@@ -124,7 +124,7 @@ def dcl(u: Tensor, v: Tensor, *, temperature: float, similarity=cosine, tile: in
 def dclw(
     u: Tensor, v: Tensor, *, temperature: float, sigma: float = 0.5, similarity=cosine, tile: int | None = None
 ) -> Tensor:
-    """DCL with weighted positives (Yeh et al. 2022, Eq. 7): w_i = 2 - n softmax(s⁺/σ)_i, whose mean is 1.
+    """DCL with weighted positives (Yeh et al. 2022, Eq. 7): 2 - n softmax(s⁺/σ)_i, whose mean is 1.
 
     Pairs that are still far apart pull harder. The weight is a constant for the gradient.
 

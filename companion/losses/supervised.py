@@ -56,7 +56,8 @@ def sincere(z: Tensor, y: Tensor, *, temperature: float, similarity=cosine, tile
 def eps_sup_info_nce(
     z: Tensor, y: Tensor, *, temperature: float, epsilon: float = 0.25, similarity=cosine, tile: int | None = None
 ) -> Tensor:
-    """ε-SupInfoNCE (Barbano et al. 2023, Eq. 8): SINCERE with a margin ε, -log e^s⁺ / (e^(s⁺ - ε) + Σ e^s⁻).
+    """ε-SupInfoNCE (Barbano et al. 2023, Eq. 8): -log e^s⁺ / (e^(s⁺ - ε) + Σ e^s⁻), SINCERE with a head start ε of the
+    negatives.
 
     It interpolates between :func:`sincere`, ε = 0, and a loss whose denominator holds the negatives only, ε → ∞.
 

@@ -66,9 +66,9 @@ def simplex_etf(n: int, d: int) -> Tensor:
 
 
 def shifted_simplex(n: int, d: int, a: float) -> tuple[Tensor, Tensor]:
-    """Two simplices moved apart: u_i = √(1-a²) w_i + a e and v_i = √(1-a²) w_i - a e, with w a simplex orthogonal to e.
+    """Two simplices moved apart: u_i = √(1-a²) w_i + a ξ and v_i = √(1-a²) w_i - a ξ, with w a simplex orthogonal to ξ.
 
-    Then s_pos = 1 - 2a² and every negative is -(1-a²)/(n-1) - a². The gap u_i - v_i = 2a e is the same for every pair:
+    Then s_pos = 1 - 2a² and every negative is -(1-a²)/(n-1) - a². The gap u_i - v_i = 2a ξ is the same for every pair:
     a modality gap. The optimum of every independently additive loss without within-view negatives has this form.
 
     Args:
@@ -77,7 +77,7 @@ def shifted_simplex(n: int, d: int, a: float) -> tuple[Tensor, Tensor]:
         a: shift in [0, 1]; 0 is the aligned simplex, 1 two antipodal points.
 
     Returns:
-        u and v, each (n, d) float64; e is the n-th coordinate axis.
+        u and v, each (n, d) float64; ξ is the n-th coordinate axis.
 
     Raises:
         CompanionError: if n < 2, d < n, or a lies outside [0, 1].
@@ -87,9 +87,9 @@ def shifted_simplex(n: int, d: int, a: float) -> tuple[Tensor, Tensor]:
     if whole(d, "d", least=1) < whole(n, "n", least=2):
         raise CompanionError(f"d is {d}: a shifted simplex of {n} instances needs d of at least n = {n}.")
     w = simplex_etf(n, d) * math.sqrt(1 - a**2)
-    e = torch.zeros(d, dtype=w.dtype)
-    e[n - 1] = a
-    return w + e, w - e
+    shift = torch.zeros(d, dtype=w.dtype)
+    shift[n - 1] = a
+    return w + shift, w - shift
 
 
 def simplex_batches(n: int, m: int, d: int, arrangement: str, *, seed: int = 0) -> Tensor:
@@ -226,7 +226,7 @@ def expected_variance(n: int, m: int, d: int) -> float:
 def negative_gradient(similarities: Tensor, *, temperature: float) -> Tensor:
     """Gradient of symmetric InfoNCE with respect to every similarity of a batch (Lee et al. 2025, Theorem 5.6).
 
-    For i ≠ j it is (P_ij + Q_ij)/(2mτ) with P, Q the softmax over rows and over columns: never negative, and larger
+    For i ≠ j it is (p_ij + p̃_ij)/(2mτ) with p, p̃ the softmax over rows and over columns: never negative, and larger
     the fewer instances share the softmax. On the diagonal, for the positives, it is never positive.
 
     Args:
@@ -244,7 +244,7 @@ def negative_gradient(similarities: Tensor, *, temperature: float) -> Tensor:
 
 
 def gaussian_uniformity(mean, variance, *, t: float = 1):
-    """Uniformity log E exp(-t‖u-v‖²) of similarities with this mean and variance, were they Gaussian.
+    """Uniformity log E exp(-t‖u-u'‖²) of similarities with this mean and variance, were they Gaussian.
 
     It is 2t(E s - 1) + 2t² Var s; Lee et al. (2025, Eq. 6) print t = 1: 2(E s + Var s - 1). The higher cumulants of s,
     which are 0 only for a Gaussian, are left out, and weigh more the larger t.

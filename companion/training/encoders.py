@@ -12,7 +12,7 @@ ENCODERS = LEARNED + FIXED
 
 
 class Model(nn.Module):
-    """An encoder f and a projector g: the loss sees g(f(x)), the probes see f(x).
+    """An encoder f and a projector g: the loss sees g(h), the probes the features h that f gives.
 
     With a second projector the second views have a g of their own, as images and texts do in CLIP.
     """

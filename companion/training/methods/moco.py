@@ -23,7 +23,7 @@ class MoCo(Settings):
     unlabelled: ClassVar[bool] = True
     temperature: float = 0.2
     queue: int = 1024  #: K, keys of earlier batches; the batch size divides it
-    key_momentum: float = 0.99  #: m of Eq. 2: the share of the key network that a step leaves as it was
+    key_momentum: float = 0.99  #: μ (the paper's m, Eq. 2): the share of the key network that a step leaves as it was
     batch_norm_groups: int = 1  #: parts of a batch that batch norm sees one by one, as if each lay on a GPU of its own
     shuffle: bool = True  #: keys in other groups than their queries ("shuffling BN", Section 3.3)
 
