@@ -68,8 +68,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(bin)pip install -q -c constraints.txt -e '.[train,course,oracles,book,browser,dev]'
 	@touch $@
 
-lab: $(ready) ## open the notebooks in JupyterLab
-	$(bin)jupyter lab notebooks
+lab: $(ready) ## open the notebooks in JupyterLab; FOLDER=build/student: those without solutions
+	$(bin)jupyter lab '$(or $(FOLDER),notebooks)'
 
 reproduce: $(ready) ## execute the notebooks and print the scoreboard
 	@$(MAKE) -k -j 2 notebooks PROFILE=$(profile) NOTEBOOKS='$(chosen)' CLAIMS=; status=$$?; \
@@ -113,11 +113,11 @@ freeze: $(ready) ## re-execute the committed notebooks at the cpu profile, in pl
 book: $(ready) ## build the site from the committed notebooks, which it does not execute: build/book/index.html
 	$(py) -m sphinx -q -n -W --keep-going -j auto -d build/doctrees book build/book
 
-serve: book ## show the site on this machine alone: http://localhost:$(PORT)
+serve: book ## show the site on this machine alone: http://localhost:8000, or PORT
 	$(py) -m http.server --bind 127.0.0.1 --directory build/book $(PORT)
 
-student: $(ready) ## write build/student/: the notebooks without solutions and outputs
-	@$(py) -m companion.course.student $(chosen:%=notebooks/%.ipynb)
+student: $(ready) ## write build/student/: the notebooks without solutions and outputs; keeps what somebody has written in
+	@$(py) -m companion.course.student $(chosen:%=notebooks/%.ipynb) $(if $(FORCE),--force)
 
 slides: $(ready) ## write build/slides/: a deck for each notebook, to be opened without a network
 	@$(py) -m companion.course.slides $(chosen:%=notebooks/%.ipynb)

@@ -1,10 +1,12 @@
 """The student's version of notebooks, without solutions: ``python -m companion.course.student NOTEBOOK …``.
 
 In a code cell tagged ``exercise`` all that lies between ``### BEGIN SOLUTION`` and ``### END SOLUTION`` (nbgrader's
-marks) becomes a place to write; cells tagged ``solution`` go, and so do all outputs.
+marks) becomes a place to write; cells tagged ``solution`` go, and so do all outputs. A notebook in which somebody has
+written since stays as it is.
 """
 
 import argparse
+import hashlib
 import os
 import re
 import sys
@@ -139,10 +141,29 @@ def relink(source: str, before: Path, after: Path, here: set[str]) -> str:
     return LINK.sub(moved, source)
 
 
-def build(notebooks: Sequence[Path], out: Path) -> list[Path]:
+def fingerprint(notebook: NotebookNode) -> str:
+    """Of what stands in the cells, outputs apart."""
+    return hashlib.sha256("\0".join(cell.source for cell in notebook.cells).encode()).hexdigest()
+
+
+def written_in(path: Path) -> bool:
+    """Whether somebody has written in the students' notebook at ``path`` since it was made. Having run it does not
+    count; a file that no :func:`build` has made, or that cannot be read, does."""
+    try:
+        found = opened(path)
+    except CompanionError:
+        return path.exists()
+    return found.metadata.get("companion", {}).get("made") != fingerprint(found)
+
+
+def build(notebooks: Sequence[Path], out: Path, *, force: bool = False) -> list[Path]:
     """Write the students' version of these notebooks into the folder ``out``; all are made before one is written.
 
-    Links among them stay; other relative links lead from ``out`` to where they led before.
+    Links among them stay; other relative links lead from ``out`` to where they led before. A notebook in ``out`` that
+    somebody has written in is kept, and told, unless ``force`` is given.
+
+    Returns:
+        The notebooks that were written.
 
     Raises:
         CompanionError: as :func:`opened` and :func:`student`, and if ``out`` is where the notebooks are or cannot be
@@ -157,20 +178,29 @@ def build(notebooks: Sequence[Path], out: Path) -> list[Path]:
     for path, notebook in made.items():
         for cell in notebook.cells:
             cell.source = relink(cell.source, path.parent.resolve(), out.resolve(), here)
+        notebook.metadata["companion"] = {"made": fingerprint(notebook)}
+        if written_in(out / path.name) and not force:
+            print(
+                f"{path.name} is kept: somebody has written in it. FORCE=1 makes it anew, and what was written is lost."
+            )
+            continue
         store.write(out / path.name, nbformat.writes(notebook) + "\n")
         written.append(out / path.name)
     return written
 
 
-def program(build: Callable[[Sequence[Path], Path], list[Path]], description: str, folder: str, said: str) -> int:
+def program(build: Callable[..., list[Path]], description: str, folder: str, said: str, **flags: str) -> int:
     """The command line of something that writes a file for each notebook: what it writes them with, where below
-    ``build/`` by default, and what it says at the end, of ``{count}`` and ``{out}``. Returns the exit status."""
+    ``build/`` by default, what it says at the end, of ``{count}`` and ``{out}``, and flags with their help, which
+    ``build`` takes by name. Returns the exit status."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("notebooks", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, default=paths.ROOT / "build" / folder, help=f"default: build/{folder}/")
+    for flag, explained in flags.items():
+        parser.add_argument(f"--{flag}", action="store_true", help=explained)
     arguments = parser.parse_args()
     try:
-        written = build(arguments.notebooks, arguments.out)
+        written = build(arguments.notebooks, arguments.out, **{flag: getattr(arguments, flag) for flag in flags})
     except CompanionError as error:
         print(error, file=sys.stderr)
         return 2
@@ -179,8 +209,9 @@ def program(build: Callable[[Sequence[Path], Path], list[Path]], description: st
 
 
 def main() -> int:
-    said = "{count} notebooks without solutions: {out}/"
-    return program(build, "Write the student's version of notebooks.", "student", said)
+    said = "{count} notebooks without solutions: {out}/    (to open them: make lab FOLDER={out})"
+    force = "make a notebook anew in which somebody has written"
+    return program(build, "Write the student's version of notebooks.", "student", said, force=force)
 
 
 if __name__ == "__main__":

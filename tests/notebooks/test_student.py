@@ -166,6 +166,38 @@ def test_brackets_in_code_are_no_links():
     assert student.relink("f[0](x.py)", paths.ROOT, paths.ROOT / "build", set()) == "f[0](x.py)"
 
 
+def test_what_a_student_has_written_is_kept_and_what_was_only_run_is_not(project, capsys, monkeypatch):
+    out, sources = project / "build" / "student", sorted((project / "notebooks").iterdir())
+    assert student.build(sources, out) == [out / path.name for path in sources]
+    first, second = (nbformat.read(out / path.name, as_version=4) for path in sources)
+    where = next(cell for cell in first.cells if student.PLACE in cell.source)
+    where.source = where.source.replace(student.PLACE, "return 1  # mine")
+    nbformat.write(first, out / sources[0].name)
+    run = next((cell for cell in second.cells if cell.cell_type == "code"), None)
+    if run is not None:
+        run.execution_count = 7
+    nbformat.write(second, out / sources[1].name)
+    capsys.readouterr()
+    assert student.build(sources, out) == [out / sources[1].name]
+    told = capsys.readouterr().out
+    assert "01_small.ipynb is kept: somebody has written in it" in told
+    assert "02_next" not in told
+    assert "# mine" in (out / sources[0].name).read_text()
+    monkeypatch.setattr(sys, "argv", ["student", *map(str, sources), "--out", str(out), "--force"])
+    assert student.main() == 0
+    assert "# mine" not in (out / sources[0].name).read_text()
+    assert "make lab FOLDER=" in capsys.readouterr().out
+
+
+def test_a_file_that_no_build_made_is_kept(project):
+    out, source = project / "build" / "student", project / "notebooks" / "01_small.ipynb"
+    out.mkdir(parents=True)
+    for content in ("no notebook at all", source.read_text()):
+        (out / source.name).write_text(content)
+        assert student.build([source], out) == []
+        assert (out / source.name).read_text() == content
+
+
 def test_one_bad_notebook_and_nothing_is_written(project, capsys, monkeypatch):
     bad = project / "notebooks" / "02_next.ipynb"
     nbformat.write(notebook(code(EXERCISE, "exercise")), bad)
