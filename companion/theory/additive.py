@@ -165,8 +165,14 @@ def _slope(f: Term, x) -> Tensor:
 def _hyperparameters(scale, bias) -> tuple[Tensor, Tensor]:
     """Scale and bias as sound float64 tensors."""
     scale, bias = torch.as_tensor(scale, dtype=torch.float64), torch.as_tensor(bias, dtype=torch.float64)
-    if not (torch.isfinite(scale).all() and (scale > 0).all()):
-        raise CompanionError(f"scale is {scale.tolist()}: expected finite numbers greater than 0.")
-    if not torch.isfinite(bias).all():
-        raise CompanionError(f"bias is {bias.tolist()}: expected finite numbers (SigLIP's own start is -10).")
+    for name, given, sound, expected in (
+        ("scale", scale, torch.isfinite(scale) & (scale > 0), "finite numbers greater than 0; is it the bias?"),
+        ("bias", bias, torch.isfinite(bias), "finite numbers (SigLIP's own start is -10)."),
+    ):
+        if not sound.all():
+            wrong = given[~sound]
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise CompanionError(
+                f"{name} holds {', '.join(f'{x:g}' for x in wrong[:3].tolist())}{more}: expected {expected}"
+            )
     return scale, bias

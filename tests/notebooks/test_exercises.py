@@ -86,6 +86,37 @@ def test_exercises_and_checks_are_short(path, cells, pairs):
         assert len(cells[cell].source.splitlines()) <= 15, f"{path.name}, cell {cell}"
 
 
+def test_a_check_leaves_the_names_of_the_notebook_alone(path, cells, pairs):
+    """A cell above that is run again after the exercises finds what it found before."""
+    numbers = {number for pair in pairs for number in pair}
+    above = {i: c.source for i, c in enumerate(cells) if c.cell_type == "code" and i not in numbers}
+    bound = {i: assigned(source) for i, source in above.items()}
+    for number in sorted(numbers):
+        for name in assigned(cells[number].source):
+            needed = [i for i, source in above.items() if name in read(source) - bound[i]]
+            assert not any(name in bound[i] for j in needed for i in above if i < j), (number, name)
+
+
+def assigned(source):
+    """Names that a cell binds for the cells after it: not those inside functions and comprehensions."""
+    found, waiting = set(), list(ast.parse(source).body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.alias):
+            found.add((node.asname or node.name).partition(".")[0])
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif not isinstance(node, ast.Lambda | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
+            waiting += ast.iter_child_nodes(node)
+    return found
+
+
+def read(source):
+    return {n.id for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+
+
 def test_it_asks_for_predictions_before_it_shows(path, cells):
     found = prompts(cells)
     least = 0 if scoreboard(path) else 2
