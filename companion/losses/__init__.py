@@ -5,6 +5,7 @@
 over anchors. Hyperparameters are keyword-only. Input is checked, except inside :func:`unchecked`.
 """
 
+from companion.losses._gather import gather
 from companion.losses._inputs import unchecked
 from companion.losses.additive import siglip, spectral
 from companion.losses.auxiliary import vrns, vrns_parts
@@ -34,6 +35,7 @@ __all__ = [
     "dclw",
     "dhel",
     "eps_sup_info_nce",
+    "gather",
     "hard_contrastive",
     "info_nce",
     "lifted",
