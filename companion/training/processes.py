@@ -69,7 +69,7 @@ def launch(function: Callable, *arguments, count: int, accelerator: str = "auto"
         given = (count, accelerator, precision, Path(folder, "met"), function, arguments)
         started = spawn(_start, given, nprocs=count, join=False)
         try:
-            while not started.join(grace_period=2):
+            while not started.join(grace_period=1):
                 pass
         except ProcessException as error:
             *_, last = str(error).strip().splitlines()
@@ -126,6 +126,8 @@ def synchronise(method: Method, device: torch.device) -> None:
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """What ``nn.SyncBatchNorm`` does, which refuses tensors on the CPU, by the mean and the variance of each process's
     equally many rows; and where every process normalises its part ``alone``, the running statistics of all parts."""
+
+    alone = False
 
     def _check_input_dim(self, x: Tensor) -> None:
         """Any shape (m, c, …)."""
