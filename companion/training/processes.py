@@ -44,7 +44,7 @@ def number() -> int:
 
 def launch(function: Callable, *arguments, count: int, accelerator: str = "auto", precision: str = "32-true") -> None:
     """Call ``function(fabric, *arguments)`` in ``count`` new processes of this machine at once, by gloo on the CPU and
-    by NCCL with a GPU each; or with ``count`` 1 here. If one fails, the others are ended.
+    by NCCL with a GPU each. If one fails, the others are ended.
 
     Args:
         function: importable by its name, since it is sent to the processes, as the arguments are.
@@ -56,8 +56,6 @@ def launch(function: Callable, *arguments, count: int, accelerator: str = "auto"
     Raises:
         CompanionError: for more processes than CUDA devices, and with what a process told before it failed.
     """
-    if count == 1:
-        return function(Fabric(accelerator=accelerator, devices=1, precision=precision), *arguments)
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     if accelerator == "cuda" and torch.cuda.device_count() < count:

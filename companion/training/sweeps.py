@@ -115,7 +115,10 @@ def _ensure_elsewhere(config: Config, jobs: int, settings: dict[str, str]) -> st
 def _train(config: Config, final: Path) -> None:
     count = processes.number() if config.epochs else 1
     options = {"accelerator": config.accelerator, "precision": config.precision}
-    processes.launch(_train_on, config, final, count=count, **options)
+    if count == 1:
+        _train_on(Fabric(devices=1, **options), config, final)
+    else:
+        processes.launch(_train_on, config, final, count=count, **options)
 
 
 @contextlib.contextmanager
@@ -138,7 +141,7 @@ def _train_on(fabric: Fabric, config: Config, final: Path) -> None:
     for leftover in partial.glob(".*"):  # what a killed process was writing
         leftover.unlink(missing_ok=True)
     images, method = load_data(config), initial(config)
-    source = _source(config, images, fabric)
+    source = _source(config, images, fabric.device, rank=fabric.global_rank, world=fabric.world_size)
 
     def track(method) -> dict[str, float]:
         if isinstance(config.method, Clip):
@@ -166,10 +169,10 @@ def _train_on(fabric: Fabric, config: Config, final: Path) -> None:
     store.publish(partial, final)
 
 
-def _source(config: Config, images, fabric: Fabric) -> Views:
+def _source(config: Config, images, device, **place) -> Views:
     """Where the batches of a run come from: images, drawings with captions, or drawings of two artists."""
     augmentation = config.augmentation.build(config.image_size)
-    options = {"seed": config.seed, "device": fabric.device, "rank": fabric.global_rank, "world": fabric.world_size}
+    options = {"seed": config.seed, "device": device} | place
     if not isinstance(config.method, Clip):
         split = images.train if config.method.unlabelled else images.labelled
         return Views(split, augmentation, config.batch_size, **options)
