@@ -6,6 +6,7 @@
 over anchors. Hyperparameters are keyword-only. Input is checked, except inside :func:`unchecked`.
 """
 
+from companion.losses._gather import gather
 from companion.losses._inputs import unchecked
 from companion.losses.additive import siglip, spectral
 from companion.losses.auxiliary import vrns, vrns_parts
@@ -35,6 +36,7 @@ __all__ = [
     "dclw",
     "dhel",
     "eps_sup_info_nce",
+    "gather",
     "hard_contrastive",
     "info_nce",
     "lifted",

@@ -14,6 +14,7 @@ from companion.errors import CompanionError
 from companion.training.capture import gradient
 from companion.training.config import Config
 from companion.training.methods import Method
+from companion.training.processes import synchronise
 from companion.training.sources import Views, seed
 
 MILESTONES = (155 / 200, 170 / 200, 185 / 200)  # shares of the epochs, as Wang & Isola (2020) train on STL-10
@@ -30,9 +31,10 @@ def train(
         method: what is trained, and for what.
         source: where batches come from.
         config: epochs, optimiser, learning rate and its schedule, momentum, weight decay and seed.
-        fabric: device and precision; default: the CPU in float32.
-        checkpoint: a file to save to after every epoch and to resume from.
-        track: numbers to note of the method after every epoch.
+        fabric: device and precision; default: the CPU in float32. On several processes, launched, ``source`` yields
+            each its part of every batch, and batch norm is changed in place to see all of it.
+        checkpoint: a file to resume from, and to save to after every epoch, which the first process does.
+        track: numbers to note of the method after every epoch, in the first process.
 
     Returns:
         The history: for every epoch ``step``, mean ``loss``, and what ``track`` noted.
@@ -41,13 +43,17 @@ def train(
         CompanionError: if the loss has become NaN or infinite.
     """
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
+    if fabric.world_size > 1:
+        synchronise(method, fabric.device)
     wrapped, optimizer = fabric.setup(method, optimizer_of(method, config))
     wrapped.mark_forward_method("loss")  # so that several processes share its gradient
     history = _resume(checkpoint, method, optimizer)
+    fabric.barrier()  # before the first process is done, and removes the checkpoint
+    rank = [fabric.global_rank] if fabric.global_rank else []  # the first process draws what one process draws
     step_gradient, steps = gradient(wrapped, fabric), len(source)
     for epoch in range(len(history), config.epochs):
         # Seeding each epoch by its number makes a resumed run the run that was not interrupted.
-        with seeded(config.seed, 4, epoch):
+        with seeded(config.seed, 4, epoch, *rank):
             wrapped.train()
             total = torch.zeros((), device=fabric.device)
             for step, batch in enumerate(source.batches(epoch), start=epoch * steps):
@@ -63,8 +69,10 @@ def train(
                 f"rate (now {config.learning_rate:g} at a batch of 256), or check the input images."
             )
         wrapped.eval()
-        history.append({"step": (epoch + 1) * steps, "loss": mean} | track(method))
-        _save(checkpoint, method, optimizer, history)
+        history.append({"step": (epoch + 1) * steps, "loss": mean})
+        if fabric.is_global_zero:
+            history[-1] |= track(method)
+            _save(checkpoint, method, optimizer, history)
     wrapped.eval()
     return history
 

@@ -9,13 +9,14 @@ import torch
 from companion import paths
 
 
-def provenance(device: torch.device) -> dict[str, str]:
-    """Versions, device and commit that a run was made with."""
+def provenance(device: torch.device, processes: int = 1) -> dict[str, str]:
+    """Versions, device and commit that a run was made with; of several processes, ``2 × cpu, one thread``."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, one thread"
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": metadata.version("torchvision"),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, one thread",
+        "device": name if processes == 1 else f"{processes} × {name}",
         "commit": _commit(),
     }
 

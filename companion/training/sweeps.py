@@ -18,7 +18,7 @@ from torch.optim.swa_utils import update_bn
 
 from companion import metrics, store
 from companion.errors import CompanionError, whole
-from companion.training import emoji, progress
+from companion.training import emoji, processes, progress
 from companion.training.config import TRAINING_VERSION, Config
 from companion.training.loop import train
 from companion.training.methods import Clip
@@ -38,26 +38,30 @@ def run(config: Config) -> Run:
 def sweep(configs: list[Config], *, jobs: int | None = None) -> list[Run]:
     """Load or train every run of ``configs``, in parallel, each in one thread.
 
+    With ``CONTRASTIVE_PROCESSES`` above 1 as many processes train each run together, with a GPU each if it uses any
+    (:mod:`companion.training.processes`).
+
     The processes are joblib's: inside ``joblib.parallel_config("ray")`` or ``("dask")`` the sweep runs on that cluster.
 
     Args:
         configs: descriptions of the runs; equal ones are trained once.
         jobs: most processes at once; default: ``CONTRASTIVE_JOBS``, or 1 if a run uses the GPU, or else the cores that
-            this process may use.
+            this process may use, divided by the processes that a run takes.
 
     Returns:
         The runs, in the order of ``configs``.
 
     Raises:
-        CompanionError: for a number of jobs below 1, missing or damaged data, diverged losses, or a run store that
-            cannot be written. A run that fails does not stop the others: all that could be trained are stored when this
-            is raised.
+        CompanionError: for a number of jobs or processes below 1, a batch that the processes do not divide, missing or
+            damaged data, diverged losses, or a run store that cannot be written. A run that fails does not stop the
+            others: all that could be trained are stored when this is raised.
     """
     jobs = _default_jobs(configs) if jobs is None else whole(jobs, "jobs", least=1)
     folders = {config: folder(config) for config in configs}
     missing = [config for config, path in folders.items() if not complete(path)]
     if missing:
-        load_data(missing[0])  # a missing data set is told here, not from the depth of a worker
+        processes.number()  # what is wrong with it, or with the data, is told here, not from the depth of a worker
+        load_data(missing[0])
         with _watch(missing, folders):
             if len(missing) == 1:
                 _ensure(missing[0], jobs)
@@ -77,7 +81,7 @@ def _default_jobs(configs: list[Config]) -> int:
         return whole(int(given) if given.isdecimal() else given, "JOBS (or CONTRASTIVE_JOBS)", least=1)
     if torch.accelerator.is_available() and any(config.accelerator != "cpu" for config in configs):
         return 1  # every run takes the first GPU, which one process keeps busy
-    return joblib.cpu_count()
+    return max(1, joblib.cpu_count() // processes.number())
 
 
 def _tell(configs: list[Config], failures: list[str | None]) -> None:
@@ -93,7 +97,7 @@ def _ensure(config: Config, jobs: int) -> None:
     final = folder(config)
     with store.lock(final.name):
         if not complete(final):
-            with store.slot(jobs), _one_thread():
+            with store.slot(jobs):
                 _train(config, final)
 
 
@@ -109,48 +113,12 @@ def _ensure_elsewhere(config: Config, jobs: int, settings: dict[str, str]) -> st
 
 
 def _train(config: Config, final: Path) -> None:
-    started = time.perf_counter()
-    partial = _partial(final)
-    for leftover in partial.glob(".*"):  # what a killed process was writing
-        leftover.unlink()
-    fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
-    images, method = load_data(config), initial(config)
-    source = _source(config, images, fabric.device)
-
-    def track(method) -> dict[str, float]:
-        if isinstance(config.method, Clip):
-            return track_pairs(method, config, images)
-        u, v, y = two_views(method, config, images.train, TRACKED_PAIRS)
-        return metrics.similarity_statistics(u, v) | method.notes(u, v, y)
-
-    method.to(fabric.device)
-    torch.backends.cudnn.benchmark = True  # batches have one shape, so the fastest kernels are worth the search
-    history = train(method, source, config, fabric=fabric, checkpoint=partial / "checkpoint.pt", track=track)
-    if config.calibrate_batch_norm:
-        update_bn((batch.first for batch in source.batches(0)), method.model)
-    weights = {name: value.cpu().contiguous() for name, value in method.state_dict().items()}
-    store.write(partial / "weights.safetensors", safetensors.torch.save(weights))
-    store.write(partial / "history.csv", pd.DataFrame(history).to_csv(index=False))
-    store.write(partial / "metrics.json", json.dumps(measure(method, config, images), indent=1))
-    described = {"training_version": TRAINING_VERSION} | config.to_dict()
-    store.write(partial / "config.json", json.dumps(described, indent=1))
-    made_with = provenance(fabric.device) | {"seconds": round(time.perf_counter() - started, 1)}
-    store.write(partial / "environment.json", json.dumps(made_with, indent=1))
-    for scaffold in ("checkpoint.pt", "epochs"):
-        (partial / scaffold).unlink(missing_ok=True)
-    store.publish(partial, final)
-
-
-def _source(config: Config, images, device) -> Views:
-    """Where the batches of a run come from: images, drawings with captions, or drawings of two artists."""
-    augmentation, options = config.augmentation.build(config.image_size), {"seed": config.seed, "device": device}
-    if not isinstance(config.method, Clip):
-        split = images.train if config.method.unlabelled else images.labelled
-        return Views(split, augmentation, config.batch_size, **options)
-    if config.method.second == "text":
-        return emoji.Captions(images, augmentation, config.batch_size, **options)
-    two = config.method.second == "artist"
-    return emoji.Drawings(images, augmentation, config.batch_size, two_artists=two, **options)
+    count = processes.number() if config.epochs else 1
+    options = {"accelerator": config.accelerator, "precision": config.precision}
+    if count == 1:
+        _train_on(Fabric(devices=1, **options), config, final)
+    else:
+        processes.launch(_train_on, config, final, count=count, **options)
 
 
 @contextlib.contextmanager
@@ -163,6 +131,55 @@ def _one_thread() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+@_one_thread()
+def _train_on(fabric: Fabric, config: Config, final: Path) -> None:
+    """What each process of a run does. The first one measures and writes."""
+    started = time.perf_counter()
+    partial = _partial(final)
+    for leftover in partial.glob(".*"):  # what a killed process was writing
+        leftover.unlink(missing_ok=True)
+    images, method = load_data(config), initial(config)
+    source = _source(config, images, fabric.device, rank=fabric.global_rank, world=fabric.world_size)
+
+    def track(method) -> dict[str, float]:
+        if isinstance(config.method, Clip):
+            return track_pairs(method, config, images)
+        u, v, y = two_views(method, config, images.train, TRACKED_PAIRS)
+        return metrics.similarity_statistics(u, v) | method.notes(u, v, y)
+
+    method.to(fabric.device)
+    torch.backends.cudnn.benchmark = True  # batches have one shape, so the fastest kernels are worth the search
+    history = train(method, source, config, fabric=fabric, checkpoint=partial / "checkpoint.pt", track=track)
+    if config.calibrate_batch_norm:
+        update_bn((batch.first for batch in source.batches(0)), method.model)
+    if not fabric.is_global_zero:
+        return
+    weights = {name: value.cpu().contiguous() for name, value in method.state_dict().items()}
+    store.write(partial / "weights.safetensors", safetensors.torch.save(weights))
+    store.write(partial / "history.csv", pd.DataFrame(history).to_csv(index=False))
+    store.write(partial / "metrics.json", json.dumps(measure(method, config, images), indent=1))
+    described = {"training_version": TRAINING_VERSION} | config.to_dict()
+    store.write(partial / "config.json", json.dumps(described, indent=1))
+    made_with = provenance(fabric.device, fabric.world_size) | {"seconds": round(time.perf_counter() - started, 1)}
+    store.write(partial / "environment.json", json.dumps(made_with, indent=1))
+    for scaffold in ("checkpoint.pt", "epochs"):
+        (partial / scaffold).unlink(missing_ok=True)
+    store.publish(partial, final)
+
+
+def _source(config: Config, images, device, **place) -> Views:
+    """Where the batches of a run come from: images, drawings with captions, or drawings of two artists."""
+    augmentation = config.augmentation.build(config.image_size)
+    options = {"seed": config.seed, "device": device} | place
+    if not isinstance(config.method, Clip):
+        split = images.train if config.method.unlabelled else images.labelled
+        return Views(split, augmentation, config.batch_size, **options)
+    if config.method.second == "text":
+        return emoji.Captions(images, augmentation, config.batch_size, **options)
+    two = config.method.second == "artist"
+    return emoji.Drawings(images, augmentation, config.batch_size, two_artists=two, **options)
 
 
 def _partial(final: Path) -> Path:

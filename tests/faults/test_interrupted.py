@@ -78,6 +78,44 @@ def test_a_stopped_run_resumes_and_ends_bit_identical(config, results, uninterru
         assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes(), name
 
 
+def test_a_run_of_two_processes_whose_starter_is_killed_ends_them_and_resumes(config, results, monkeypatch, tmp_path):
+    """They would otherwise go on, and write, beside whoever trains the run next."""
+    monkeypatch.setenv("CONTRASTIVE_PROCESSES", "2")
+    process = start(config)
+    wait_for_epoch(config, 3, process)
+    process.kill()  # it alone
+    process.communicate(timeout=60)  # until nobody holds its output any more
+    marker = sweeps._partial(runs.folder(config)) / "epochs"
+    done = marker.stat().st_size
+    assert 3 <= done < config.epochs
+    time.sleep(1)
+    assert marker.stat().st_size == done
+    resumed = training.run(config)
+    monkeypatch.setenv("CONTRASTIVE_RESULTS", str(tmp_path / "whole"))
+    whole = training.run(config)
+    assert resumed.path != whole.path
+    for name in ("weights.safetensors", "history.csv", "metrics.json"):
+        assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes(), name
+
+
+GUARDLESS = """
+import sys
+from companion import training
+from companion.training.config import from_json
+training.run(from_json(open(sys.argv[1]).read()))
+"""
+
+
+def test_a_script_without_a_guard_is_told_and_does_not_wait_for_itself(config, results, monkeypatch, tmp_path):
+    monkeypatch.setenv("CONTRASTIVE_PROCESSES", "2")
+    script, described = tmp_path / "script.py", tmp_path / "config.json"
+    script.write_text(GUARDLESS)
+    described.write_text(json.dumps(config.to_dict()))
+    done = subprocess.run([sys.executable, script, described], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "put what the script does under `if __name__ == '__main__':`" in done.stderr
+
+
 FULL_DISK = """
 import resource, sys
 from companion import training

@@ -60,8 +60,13 @@ def device(monkeypatch):
 class Fabric:
     """As much of Fabric as the loop uses, on the second device."""
 
+    world_size, global_rank, is_global_zero = 1, 0, True
+
     def __init__(self, device):
         self.device = device
+
+    def barrier(self):
+        pass
 
     def setup(self, method, optimizer):
         method.mark_forward_method = lambda name: None

@@ -23,6 +23,7 @@ class Method(nn.Module):
     """
 
     static: ClassVar[bool] = True  # no shape in its loss depends on values, so that a CUDA graph can hold a step
+    batch_norm_groups: int = 1  # parts of a batch that batch norm sees one by one
     votes: ClassVar[bool] = False  # whether neighbours among its projections are asked for an image's class too
 
     def __init__(self, model: Model):
@@ -30,7 +31,11 @@ class Method(nn.Module):
         self.model = model
 
     def loss(self, batch: Batch) -> Tensor:
-        """The scalar to minimise. Its embeddings are not checked: that would wait for the device at every step."""
+        """The scalar to minimise. Its embeddings are not checked: that would wait for the device at every step.
+
+        On several processes a batch is a part, and :func:`companion.losses.gather` makes the embeddings whole: the
+        value is that of the whole batch on all of them.
+        """
         raise NotImplementedError
 
     def after_step(self) -> None:

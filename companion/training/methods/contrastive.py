@@ -109,11 +109,12 @@ class ContrastiveMethod(Method):
         if self.two_heads:
             u, v = self.project(batch.first, batch.second)
         else:  # one pass, so that batch norm sees both views
-            u, v = self.model(torch.cat([batch.first, batch.second])).chunk(2)  # (B, d) each
+            u, v = self.model(torch.cat([batch.first, batch.second])).chunk(2)
+        u, v = losses.gather(u), losses.gather(v)  # (B, d) each
         with losses.unchecked():
             if self.m is not None:
                 return in_sub_batches(self.objective, u, v, self.m)
-            return self.objective(u, v, **({"y": batch.labels} if self.known else {}))
+            return self.objective(u, v, **({"y": losses.gather(batch.labels)} if self.known else {}))
 
 
 def objective(settings: Contrastive, *, m: int, n: int):

@@ -64,7 +64,7 @@ class LabelledMethod(Method):
     def loss(self, batch: Batch) -> Tensor:
         z = self.model(torch.cat([batch.first, batch.second]))  # (2m, d)
         with losses.unchecked():
-            return self.objective(z, batch.labels.repeat(2))
+            return self.objective(losses.gather(z), losses.gather(batch.labels.repeat(2)))
 
     def notes(self, u: Tensor, v: Tensor, y: Tensor) -> dict[str, float]:
         """How hard pairs of one class are pulled at small and at larger angles, see :func:`companion.metrics.pulls`."""

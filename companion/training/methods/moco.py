@@ -10,6 +10,8 @@ from torch.nn.functional import normalize
 
 from companion import losses
 from companion.errors import CompanionError, positive, share, whole
+from companion.losses._gather import share as own
+from companion.losses._gather import world
 from companion.training import encoders
 from companion.training.methods.base import Batch, Method, channels
 from companion.training.settings import Settings
@@ -77,19 +79,20 @@ class MoCo(Settings):
 
 
 class MoCoMethod(Method):
-    """Queries, keys and the queue, in one process: of several, each would have a queue of its own."""
+    """Queries, keys and the queue. Of several processes each has the same queue, of the keys of all of them."""
 
     def __init__(self, settings: MoCo, config, split):
         super().__init__(encoders.build(config, channels(split)))
-        self.settings = settings
+        self.settings, self.batch_norm_groups = settings, settings.batch_norm_groups
         self.key_model = copy.deepcopy(self.model).requires_grad_(False)
         self.register_buffer("queue", normalize(torch.randn(settings.queue, config.projector_dim)))  # oldest first
-        self.keys: Tensor | None = None  # (m, d) of the batch at hand, which join the queue after the step
+        self.keys: Tensor | None = None  # (B, d) of the batch at hand, which join the queue after the step
 
     def loss(self, batch: Batch) -> Tensor:
-        queries = self._in_groups(self.model, batch.first)  # (m, d)
+        queries = losses.gather(self._in_groups(self.model, batch.first))  # (B, d)
         with torch.no_grad():
-            self.keys = normalize(self._encode(batch.second).float())
+            keys = self._encode(batch.second)
+            self.keys = normalize(keys.to(torch.promote_types(keys.dtype, torch.float32)))
         with losses.unchecked():
             return losses.info_nce(queries, self.keys, temperature=self.settings.temperature, queue=self.queue)
 
@@ -100,11 +103,13 @@ class MoCoMethod(Method):
         self.queue.copy_(torch.cat([self.queue, self.keys])[-len(self.queue) :])
 
     def _encode(self, images: Tensor) -> Tensor:
-        """(m, c, s, s) second views → (m, d) keys, in the order of the images."""
-        if self.settings.batch_norm_groups == 1 or not self.settings.shuffle:
-            return self._in_groups(self.key_model, images)
-        order = torch.rand(len(images), device=images.device).argsort()
-        return self._in_groups(self.key_model, images[order])[order.argsort()]
+        """(m, c, s, s) second views → keys (B, d) of those of all processes, in the order of the images."""
+        if self.batch_norm_groups == 1 or not self.settings.shuffle:
+            return losses.gather(self._in_groups(self.key_model, images))
+        order = losses.gather(torch.rand(len(images), device=images.device)).argsort()
+        shuffled = own(losses.gather(images)[order])
+        return losses.gather(self._in_groups(self.key_model, shuffled))[order.argsort()]
 
     def _in_groups(self, model, images: Tensor) -> Tensor:
-        return torch.cat([model(group) for group in images.chunk(self.settings.batch_norm_groups)])
+        here = self.batch_norm_groups if world() == 1 else 1  # else a group is a process
+        return torch.cat([model(group) for group in images.chunk(here)])

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from companion import losses
+from companion.losses._gather import world
 from companion.training import encoders
 from companion.training.methods.base import Batch, Method, channels
 from companion.training.settings import Settings
@@ -33,9 +35,11 @@ class Supervised(Settings):
 class SupervisedMethod(Method):
     def __init__(self, config, split):
         super().__init__(encoders.build(config, channels(split)))
+        if world() > 1:  # data-parallel training waits for the gradient of all that asks for one
+            self.model.projector.requires_grad_(False)
         _, features = encoders.encoder(config, channels(split))
         self.classifier = nn.Linear(features, int(split.labels.max()) + 1)
 
     def loss(self, batch: Batch) -> Tensor:
         logits = self.classifier(self.embed(torch.cat([batch.first, batch.second])))  # (2m, classes)
-        return cross_entropy(logits, batch.labels.repeat(2))
+        return cross_entropy(losses.gather(logits), losses.gather(batch.labels.repeat(2)))

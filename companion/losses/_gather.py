@@ -1,0 +1,64 @@
+"""The embeddings of all processes, with their gradient."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from companion.errors import CompanionError
+
+
+def gather(x: Tensor) -> Tensor:
+    """The rows of all processes of ``torch.distributed``, so that a loss sees the whole batch: under data-parallel
+    training each process holds a part of it, and would compare its instances with each other only.
+
+    ``losses.nt_xent(losses.gather(u), losses.gather(v), temperature=0.2)`` has the same value on every process, that of
+    one process with the whole batch. So has its gradient after ``DistributedDataParallel``, which takes the mean over
+    processes: the backward pass of ``gather`` sums what every process asks of these rows. Do not multiply the loss by
+    the number of processes. Each of them computes the whole loss, in O(n²) time; with ``tile=`` in little memory.
+
+    Gather whatever goes with the rows alike: labels, the second view. Of a loss that is a mean over instances, each on
+    its own, as cross entropy, nothing needs to be gathered.
+
+    Args:
+        x: (m, …) of any dtype, the same shape on every process: drop an incomplete last batch. Every process has to
+            call this, in the same order.
+
+    Returns:
+        (m · processes, …), the first process's rows first; ``x`` itself where no process group is initialised.
+
+    Raises:
+        CompanionError: if x is not a tensor with rows.
+    """
+    if not isinstance(x, Tensor) or x.ndim == 0:
+        given = "a number" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise CompanionError(f"gather was given {given}: expected a torch.Tensor of shape (m, …), a row an instance.")
+    return _Gather.apply(x) if world() > 1 else x
+
+
+def world() -> int:
+    """Processes that share a batch: those of ``torch.distributed``, or 1."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def share(x: Tensor) -> Tensor:
+    """This process's rows of those of all, which :func:`gather` would put together again."""
+    return x.chunk(world())[dist.get_rank()] if world() > 1 else x
+
+
+class _Gather(torch.autograd.Function):
+    """``torch.distributed.nn.functional.all_gather``, which newer versions of torch deprecate for a private one."""
+
+    @staticmethod
+    def forward(ctx, x):
+        x = x.contiguous()
+        parts = [torch.empty_like(x) for _ in range(world())]
+        dist.all_gather(parts, x)
+        return torch.cat(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, of_all):
+        of_all = of_all.clone(memory_format=torch.contiguous_format)  # summed in place
+        dist.all_reduce(of_all)
+        return share(of_all)
