@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from hypothesis import settings
@@ -10,6 +12,7 @@ settings.load_profile("companion")
 
 def pytest_configure(config):
     torch.set_num_threads(1)  # two threads on a busy machine wait for each other
+    os.environ["CONTRASTIVE_CHECKPOINT_SECONDS"] = "0"  # after every epoch, however short
     config.addinivalue_line("markers", "cuda: runs on a CUDA device; skipped where torch sees none")
 
 
