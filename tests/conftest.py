@@ -18,6 +18,12 @@ def pytest_runtest_setup(item):
         pytest.skip("torch sees no CUDA device")
 
 
+@pytest.fixture(autouse=True)
+def saved_after_every_epoch(monkeypatch):
+    """However short it is."""
+    monkeypatch.setenv("CONTRASTIVE_CHECKPOINT_SECONDS", "0")
+
+
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     """A results folder of the test's own."""

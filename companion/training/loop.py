@@ -1,7 +1,6 @@
 """The training loop, and nothing but the loop."""
 
 import contextlib
-import io
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +8,12 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 
-from companion import store
 from companion.errors import CompanionError
 from companion.training.capture import gradient
 from companion.training.config import Config
 from companion.training.methods import Method
 from companion.training.processes import synchronise
+from companion.training.resume import Checkpoints
 from companion.training.sources import Views, seed
 
 MILESTONES = (155 / 200, 170 / 200, 185 / 200)  # shares of the epochs, as Wang & Isola (2020) train on STL-10
@@ -22,7 +21,7 @@ MILESTONES = (155 / 200, 170 / 200, 185 / 200)  # shares of the epochs, as Wang 
 
 def train(
     method: Method, source: Views, config: Config, *, fabric: Fabric | None = None, checkpoint: Path | None = None,
-    track: Callable[[Method], dict[str, float]] = lambda method: {},
+    track: Callable[[Method], dict[str, float]] = lambda method: {}, stop: Callable[[], bool] = lambda: False,
 ) -> list[dict]:  # fmt: skip
     """Train ``method`` in place on the batches of ``source``, by the optimiser of
     :func:`~companion.training.loop.optimizer_of`, on the schedule of :func:`~companion.training.loop.learning_rate`.
@@ -33,21 +32,25 @@ def train(
         config: epochs, optimiser, learning rate and its schedule, momentum, weight decay and seed.
         fabric: device and precision; default: the CPU in float32. On several processes, launched, ``source`` yields
             each its part of every batch, and batch norm is changed in place to see all of it.
-        checkpoint: a file to resume from, and to save to after every epoch, which the first process does.
+        checkpoint: a file to resume from, and to save to, which the first process does, see
+            :class:`~companion.training.resume.Checkpoints`.
         track: numbers to note of the method after every epoch, in the first process.
+        stop: asked after every step whether to save there and leave; of one process only.
 
     Returns:
         The history: for every epoch ``step``, mean ``loss``, and what ``track`` noted.
 
     Raises:
         CompanionError: if the loss has become NaN or infinite.
+        SystemExit: with the status of a process that SIGTERM ended, 143, after ``stop`` said so.
     """
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
     if fabric.world_size > 1:
         synchronise(method, fabric.device)
     wrapped, optimizer = fabric.setup(method, optimizer_of(method, config))
     wrapped.mark_forward_method("loss")  # so that several processes share its gradient
-    history = _resume(checkpoint, method, optimizer)
+    checkpoints = Checkpoints(checkpoint, config, method, optimizer)
+    history = checkpoints.restore()
     fabric.barrier()  # before the first process is done, and removes the checkpoint
     rank = [fabric.global_rank] if fabric.global_rank else []  # the first process draws what one process draws
     step_gradient, steps = gradient(wrapped, fabric), len(source)
@@ -56,12 +59,15 @@ def train(
         with seeded(config.seed, 4, epoch, *rank):
             wrapped.train()
             total = torch.zeros((), device=fabric.device)
-            for step, batch in enumerate(source.batches(epoch), start=epoch * steps):
+            batches = enumerate(source.batches(epoch), start=epoch * steps)
+            for step, batch in checkpoints.rest(batches, total):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(config, step, steps)
                 total += step_gradient(batch)
                 optimizer.step()
                 method.after_step()
+                if stop():
+                    checkpoints.stop(history, step + 1 - epoch * steps, total)
         mean = total.item() / steps
         if not math.isfinite(mean):
             raise CompanionError(
@@ -72,7 +78,7 @@ def train(
         history.append({"step": (epoch + 1) * steps, "loss": mean})
         if fabric.is_global_zero:
             history[-1] |= track(method)
-            _save(checkpoint, method, optimizer, history)
+            checkpoints.after_epoch(history)
     wrapped.eval()
     return history
 
@@ -112,22 +118,3 @@ def seeded(*key: int):
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed(*key))
         yield
-
-
-def _resume(path: Path | None, method: Method, optimizer: torch.optim.Optimizer) -> list[dict]:
-    """Restore the last checkpoint, if there is one, and return the history up to it."""
-    if path is None or not path.exists():
-        return []
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    method.load_state_dict(state["method"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["history"]
-
-
-def _save(path: Path | None, method: Method, optimizer: torch.optim.Optimizer, history: list[dict]) -> None:
-    if path is None:
-        return
-    buffer = io.BytesIO()
-    torch.save({"method": method.state_dict(), "optimizer": optimizer.state_dict(), "history": history}, buffer)
-    store.write(path, buffer.getvalue())
-    store.write(path.with_name("epochs"), "." * len(history))  # for whoever watches: a byte an epoch

@@ -23,7 +23,8 @@ from companion.training.config import TRAINING_VERSION, Config
 from companion.training.loop import train
 from companion.training.methods import Clip
 from companion.training.pairs import track as track_pairs
-from companion.training.provenance import provenance
+from companion.training.provenance import algorithms, provenance
+from companion.training.resume import terminable
 from companion.training.runs import Run, complete, folder, initial, load_data, measure, two_views
 from companion.training.sources import Views
 
@@ -134,6 +135,7 @@ def _one_thread() -> Iterator[None]:
 
 
 @_one_thread()
+@algorithms()
 def _train_on(fabric: Fabric, config: Config, final: Path) -> None:
     """What each process of a run does. The first one measures and writes."""
     started = time.perf_counter()
@@ -150,8 +152,9 @@ def _train_on(fabric: Fabric, config: Config, final: Path) -> None:
         return metrics.similarity_statistics(u, v) | method.notes(u, v, y)
 
     method.to(fabric.device)
-    torch.backends.cudnn.benchmark = True  # batches have one shape, so the fastest kernels are worth the search
-    history = train(method, source, config, fabric=fabric, checkpoint=partial / "checkpoint.pt", track=track)
+    with terminable(fabric.world_size == 1) as stop:  # several processes would have to agree on the step
+        saved = {"checkpoint": partial / "checkpoint.pt", "stop": stop}
+        history = train(method, source, config, fabric=fabric, track=track, **saved)
     if config.calibrate_batch_norm:
         update_bn((batch.first for batch in source.batches(0)), method.model)
     if not fabric.is_global_zero:
@@ -164,7 +167,7 @@ def _train_on(fabric: Fabric, config: Config, final: Path) -> None:
     store.write(partial / "config.json", json.dumps(described, indent=1))
     made_with = provenance(fabric.device, fabric.world_size) | {"seconds": round(time.perf_counter() - started, 1)}
     store.write(partial / "environment.json", json.dumps(made_with, indent=1))
-    for scaffold in ("checkpoint.pt", "epochs"):
+    for scaffold in ("checkpoint.pt", "checkpoint.previous", "epochs"):
         (partial / scaffold).unlink(missing_ok=True)
     store.publish(partial, final)
 

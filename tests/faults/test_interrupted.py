@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def wait_for_epoch(config, epoch: int, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("means", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("means", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_run_resumes_and_ends_bit_identical(config, results, uninterrupted, monkeypatch, means):
     process = start(config)
     wait_for_epoch(config, 3, process)
@@ -94,6 +95,33 @@ def test_a_run_of_two_processes_whose_starter_is_killed_ends_them_and_resumes(co
     monkeypatch.setenv("CONTRASTIVE_RESULTS", str(tmp_path / "whole"))
     whole = training.run(config)
     assert resumed.path != whole.path
+    for name in ("weights.safetensors", "history.csv", "metrics.json"):
+        assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes(), name
+
+
+def test_sigterm_saves_the_step_at_hand_tells_it_and_ends_the_process(config, results, uninterrupted, monkeypatch):
+    """A cluster's notice, which leaves seconds; so it does not depend on when the last checkpoint was written."""
+    monkeypatch.setenv("CONTRASTIVE_CHECKPOINT_SECONDS", "1e9")
+    process = start(config)
+    wait_for_epoch(config, 3, process)
+    process.terminate()
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == -signal.SIGTERM  # 143 to a shell
+    key, step, epoch = re.search(
+        r"^SIGTERM: (\S+) is saved after step (\d+) of epoch (\d+), and goes on", told
+    ).groups()
+    partial, steps = sweeps._partial(runs.folder(config)), config.n_train // config.batch_size
+    assert key == runs.folder(config).name
+    assert partial.joinpath("epochs").stat().st_size == int(epoch) - 1 >= 3
+    assert sorted(path.name for path in partial.iterdir()) == ["checkpoint.pt", "epochs"]  # nothing half-written
+    trained = []
+    original = ContrastiveMethod.loss
+    monkeypatch.setattr(ContrastiveMethod, "loss", lambda *a: trained.append(1) or original(*a))
+    resumed = training.run(config)
+    assert len(trained) == config.epochs * steps - (int(epoch) - 1) * steps - int(step)
+    monkeypatch.setenv("CONTRASTIVE_RESULTS", str(uninterrupted))
+    whole = training.run(config)
+    assert sorted(path.name for path in resumed.path.iterdir()) == sorted(runs.FILES)
     for name in ("weights.safetensors", "history.csv", "metrics.json"):
         assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes(), name
 

@@ -1,0 +1,170 @@
+"""What a training leaves on disk to go on from: the last checkpoint, and the one before it."""
+
+import contextlib
+import copy
+import io
+import itertools
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from companion import store
+from companion.errors import CompanionError, positive
+from companion.training.config import Config
+from companion.training.methods import Method
+
+SECONDS = "60"  # between checkpoints; writing those of a large network after every short epoch would take longer
+TERMINATED = 128 + signal.SIGTERM  # the exit status of a process that SIGTERM ended
+DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError,
+           pickle.UnpicklingError, zipfile.BadZipFile, NotImplementedError)  # fmt: skip
+
+
+class Checkpoints:
+    """The state of a training, saved to ``path`` and restored from there; the one before it lies beside it.
+
+    Args:
+        path: of the last checkpoint; None: nothing is saved, and there is nothing to go on from.
+        config: of the training: a checkpoint of another one is refused.
+        method, optimizer: whose state it is.
+
+    Raises:
+        CompanionError: if ``CONTRASTIVE_CHECKPOINT_SECONDS``, the least time between two checkpoints, is no number.
+    """
+
+    def __init__(self, path: Path | None, config: Config, method: Method, optimizer: torch.optim.Optimizer):
+        self.path, self.config, self.method, self.optimizer = path, config, method, optimizer
+        given = os.environ.get("CONTRASTIVE_CHECKPOINT_SECONDS", "").strip() or SECONDS
+        with contextlib.suppress(ValueError):
+            given = float(given)
+        self.seconds, self.saved = positive(given, "CONTRASTIVE_CHECKPOINT_SECONDS", zero=True), time.monotonic()
+        self.sound = False  # whether the file at `path` is known to be whole
+        self.part = None  # what was done of the epoch that the checkpoint was saved in
+
+    def restore(self) -> list[dict]:
+        """Take the last checkpoint that is whole and of this run, and return the history up to it; what is wrong with
+        another is printed, and it is not used."""
+        if self.path is None:
+            return []
+        there = [path for path in (self.path, self._previous) if path.exists()]
+        for number, path in enumerate(there):
+            try:
+                history = self._load(path)
+            except DAMAGED as error:
+                then = "The one before it is used" if number + 1 < len(there) else "The run starts anew"
+                why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                print(f"The checkpoint {path} cannot be used ({why}). {then}.", file=sys.stderr)
+                continue
+            self.sound = path == self.path
+            self._count(history)
+            return history
+        return []
+
+    def _load(self, path: Path) -> list[dict]:
+        with zipfile.ZipFile(path) as packed:  # torch itself does not look at the checksums
+            if damaged := packed.testzip():
+                raise ValueError(f"its part {damaged} is damaged")
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        if state["config"] != _described(self.config):
+            raise ValueError("it is of a run with other settings")
+        before = copy.deepcopy((self.method.state_dict(), self.optimizer.state_dict()))
+        try:
+            self.method.load_state_dict(state["method"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except DAMAGED:  # what fits of another architecture was taken already
+            self.method.load_state_dict(before[0])
+            self.optimizer.load_state_dict(before[1])
+            raise
+        self.part = state["part"]
+        return state["history"]
+
+    def rest(self, batches: Iterator, total: Tensor) -> Iterator:
+        """The batches of an epoch that are not done yet, all but once; ``total`` gets the loss of those that are."""
+        part, self.part = self.part, None
+        if part:
+            # They are drawn again but not trained on, so that the source's generators are where they were.
+            for _ in itertools.islice(batches, part["steps"]):
+                pass
+            total += part["total"].to(total)
+            torch.set_rng_state(part["generators"]["cpu"])
+            if "cuda" in part["generators"] and torch.cuda.is_initialized():
+                torch.cuda.set_rng_state(part["generators"]["cuda"])
+        return batches
+
+    def after_epoch(self, history: list[dict]) -> None:
+        """Save if the last checkpoint is old enough, or this is the last epoch."""
+        if self.path is None:
+            return
+        if len(history) == self.config.epochs or time.monotonic() - self.saved >= self.seconds:
+            self._save(history, None)
+        self._count(history)
+
+    def stop(self, history: list[dict], steps: int, total: Tensor) -> None:
+        """Save in the middle of an epoch, after so many of its steps and with their summed loss, and leave."""
+        if self.path is None:
+            raise SystemExit(TERMINATED)
+        generators = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_initialized():
+            generators["cuda"] = torch.cuda.get_rng_state()
+        self._save(history, {"steps": steps, "total": total.cpu(), "generators": generators})
+        run = self.path.parent.name.removeprefix(".partial-")
+        print(
+            f"SIGTERM: {run} is saved after step {steps} of epoch {len(history) + 1}, and goes on from there when it "
+            "is asked for again.",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+        raise SystemExit(TERMINATED)
+
+    def _save(self, history: list[dict], part: dict | None) -> None:
+        state = {"config": _described(self.config), "history": history, "part": part}
+        buffer = io.BytesIO()
+        torch.save(state | {"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict()}, buffer)
+        if self.sound and self.path.exists():
+            try:
+                os.replace(self.path, self._previous)
+            except OSError as error:
+                raise CompanionError(f"Cannot rename {self.path} ({error.strerror or error}).") from error
+        store.write(self.path, buffer.getvalue())
+        self.sound, self.saved = True, time.monotonic()
+
+    def _count(self, history: list[dict]) -> None:
+        store.write(self.path.with_name("epochs"), "." * len(history))  # for whoever watches: a byte an epoch
+
+    @property
+    def _previous(self) -> Path:
+        return self.path.with_suffix(".previous")
+
+
+def _described(config: Config) -> dict:
+    """The config without where its data lie: they may be moved between two sittings."""
+    return config.to_dict() | {"dataset": ""}
+
+
+@contextlib.contextmanager
+def terminable(wanted: bool = True) -> Iterator[Callable[[], bool]]:
+    """Inside, SIGTERM, a cluster's notice, only makes the function that is yielded true, so that a step ends and is
+    saved; afterwards the signal goes to whoever handled it before, which by default ends the process.
+
+    Only a process's main thread can listen. In another, and where SIGTERM is ignored already or ``wanted`` is false,
+    the function stays false and the signal does what it did.
+    """
+    asked = threading.Event()
+    main = threading.current_thread() is threading.main_thread()
+    if not (wanted and main) or signal.getsignal(signal.SIGTERM) in (signal.SIG_IGN, None):
+        yield asked.is_set
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if asked.is_set():
+            signal.raise_signal(signal.SIGTERM)
