@@ -6,6 +6,7 @@ CLAIMS    ?=
 DATA      ?=
 DATASET   ?=
 JOBS      ?=
+DETERMINISTIC ?=
 SEED      ?= 0
 VENV      ?= .venv
 PYTHON    ?= python3
@@ -41,6 +42,7 @@ ready := $(if $(VENV),$(VENV)/.ready)
 
 export CONTRASTIVE_DATA := $(or $(DATA),$(CONTRASTIVE_DATA))
 export CONTRASTIVE_JOBS := $(or $(JOBS),$(CONTRASTIVE_JOBS))
+export CONTRASTIVE_DETERMINISTIC := $(or $(DETERMINISTIC),$(CONTRASTIVE_DETERMINISTIC))
 export CONTRASTIVE_RESULTS := $(CURDIR)/results
 export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)# two notebooks run at once: threads of one would wait for those of the other
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -48,7 +50,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help setup lab reproduce reference notebooks test lint freeze book serve student slides bench clean
 
 help: ## print this help
-	@echo "make TARGET [PROFILE=auto] [NOTEBOOKS='08 09'] [CLAIMS='id …'] [DATA=folder] [DATASET=name] [JOBS=n] [SEED=0] [VENV=.venv]"
+	@echo "make TARGET [PROFILE=auto] [NOTEBOOKS='08 09'] [CLAIMS='id …'] [DATA=folder] [DATASET=name] [JOBS=n] [DETERMINISTIC=1] [SEED=0] [VENV=.venv]"
 	@echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
@@ -58,6 +60,7 @@ help: ## print this help
 	@echo "  DATA       folder with data sets that you have already"
 	@echo "  DATASET    a data set in place of the profile's own, such as cifar10 or imagefolder:FOLDER"
 	@echo "  JOBS       training processes at once; default: one a core"
+	@echo "  DETERMINISTIC  1: only algorithms that repeat their results bit by bit on the same device"
 
 setup: $(ready) ## make .venv and install the package with its tools
 

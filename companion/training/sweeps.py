@@ -23,7 +23,7 @@ from companion.training.config import TRAINING_VERSION, Config
 from companion.training.loop import train
 from companion.training.methods import Clip
 from companion.training.pairs import track as track_pairs
-from companion.training.provenance import provenance
+from companion.training.provenance import algorithms, provenance
 from companion.training.resume import terminable
 from companion.training.runs import Run, complete, folder, initial, load_data, measure, two_views
 from companion.training.sources import Views
@@ -94,7 +94,7 @@ def _ensure(config: Config, jobs: int) -> None:
     final = folder(config)
     with store.lock(final.name):
         if not complete(final):
-            with store.slot(jobs), _one_thread():
+            with store.slot(jobs), _one_thread(), algorithms():
                 _train(config, final)
 
 
@@ -125,7 +125,6 @@ def _train(config: Config, final: Path) -> None:
         return metrics.similarity_statistics(u, v) | method.notes(u, v, y)
 
     method.to(fabric.device)
-    torch.backends.cudnn.benchmark = True  # batches have one shape, so the fastest kernels are worth the search
     with terminable(fabric.world_size == 1) as stop:  # several processes would have to agree on the step
         saved = {"checkpoint": partial / "checkpoint.pt", "stop": stop}
         history = train(method, source, config, fabric=fabric, track=track, **saved)
