@@ -54,10 +54,22 @@ def wait_for_epoch(config, epoch: int, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
+def start_and_wait(config, *, epoch: int) -> subprocess.Popen:
+    process = start(config)
+    wait_for_epoch(config, epoch, process)
+    return process
+
+
+def assert_same(one, other):
+    """Two runs in two folders, bit for bit."""
+    assert one.path != other.path
+    for name in ("weights.safetensors", "history.csv", "metrics.json"):
+        assert (one.path / name).read_bytes() == (other.path / name).read_bytes(), name
+
+
 @pytest.mark.parametrize("means", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_run_resumes_and_ends_bit_identical(config, results, uninterrupted, monkeypatch, means):
-    process = start(config)
-    wait_for_epoch(config, 3, process)
+    process = start_and_wait(config, epoch=3)
     os.killpg(process.pid, means)
     process.communicate(timeout=60)
     assert not runs.folder(config).exists()  # whole or absent
@@ -77,17 +89,14 @@ def test_a_stopped_run_resumes_and_ends_bit_identical(config, results, uninterru
 
     monkeypatch.setenv("CONTRASTIVE_RESULTS", str(uninterrupted))
     whole = training.run(config)
-    assert resumed.path != whole.path
     assert not [path for path in resumed.path.iterdir() if path.name.startswith(".")]
-    for name in ("weights.safetensors", "history.csv", "metrics.json"):
-        assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes(), name
+    assert_same(resumed, whole)
 
 
 def test_a_run_of_two_processes_whose_starter_is_killed_ends_them_and_resumes(config, results, monkeypatch, tmp_path):
     """They would otherwise go on, and write, beside whoever trains the run next."""
     monkeypatch.setenv("CONTRASTIVE_PROCESSES", "2")
-    process = start(config)
-    wait_for_epoch(config, 3, process)
+    process = start_and_wait(config, epoch=3)
     process.kill()  # it alone
     process.communicate(timeout=60)  # until nobody holds its output any more
     marker = sweeps._partial(runs.folder(config)) / "epochs"
@@ -98,16 +107,13 @@ def test_a_run_of_two_processes_whose_starter_is_killed_ends_them_and_resumes(co
     resumed = training.run(config)
     monkeypatch.setenv("CONTRASTIVE_RESULTS", str(tmp_path / "whole"))
     whole = training.run(config)
-    assert resumed.path != whole.path
-    for name in ("weights.safetensors", "history.csv", "metrics.json"):
-        assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes(), name
+    assert_same(resumed, whole)
 
 
 def test_sigterm_saves_the_step_at_hand_tells_it_and_ends_the_process(config, results, uninterrupted, monkeypatch):
     """A cluster's notice, which leaves seconds; so it does not depend on when the last checkpoint was written."""
     monkeypatch.setenv("CONTRASTIVE_CHECKPOINT_SECONDS", "1e9")
-    process = start(config)
-    wait_for_epoch(config, 3, process)
+    process = start_and_wait(config, epoch=3)
     process.terminate()
     told = process.communicate(timeout=60)[1]
     assert process.returncode == -signal.SIGTERM  # 143 to a shell
@@ -126,8 +132,7 @@ def test_sigterm_saves_the_step_at_hand_tells_it_and_ends_the_process(config, re
     monkeypatch.setenv("CONTRASTIVE_RESULTS", str(uninterrupted))
     whole = training.run(config)
     assert sorted(path.name for path in resumed.path.iterdir()) == sorted(runs.FILES)
-    for name in ("weights.safetensors", "history.csv", "metrics.json"):
-        assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes(), name
+    assert_same(resumed, whole)
 
 
 GUARDLESS = """
