@@ -90,7 +90,8 @@ def alignment(u: Tensor, v: Tensor, *, alpha: float = 2) -> float:
 @torch.no_grad()
 def uniformity(z: Tensor, *, t: float = 2) -> float:
     """:func:`companion.losses.uniform` as a number: lower is more uniform."""
-    return losses.uniform(z, t=t).item()
+    with losses.plain():
+        return losses.uniform(z, t=t).item()
 
 
 @torch.no_grad()

@@ -5,6 +5,8 @@ vector of row i with row i. The same for ``arc_length`` and ``euclidean``, and f
 :class:`Similarity`.
 """
 
+import copy
+import functools
 import math
 from collections.abc import Callable
 
@@ -21,6 +23,7 @@ class Similarity:
 
     low, high = -math.inf, math.inf  # what a similarity lies between
     symmetric = False  # whether s(a, b) = s(b, a) is known; then tiles compute such pairs once
+    bilinear = False  # whether it is aᵀb of prepared embeddings; then tiles know its gradient
 
     def __init__(self, function: Callable[[Tensor, Tensor], Tensor] | None = None):
         self._function = function
@@ -28,6 +31,13 @@ class Similarity:
     def prepare(self, a: Tensor) -> Tensor:
         """(n, d) → (n, d): what is done to each embedding alone."""
         return a
+
+    @functools.cached_property
+    def of_prepared(self) -> "Similarity":
+        """The same similarity, of embeddings that are prepared already."""
+        same = copy.copy(self)
+        same.prepare = lambda a: a
+        return same
 
     def matrix(self, a: Tensor, b: Tensor) -> Tensor:
         """(n, k) similarities of prepared embeddings."""
@@ -55,7 +65,7 @@ class _Cosine(Similarity):
     from a metric: 1 - cosine breaks the triangle inequality.
     """
 
-    low, high, symmetric = -1.0, 1.0, True
+    low, high, symmetric, bilinear = -1.0, 1.0, True, True
 
     def prepare(self, a):
         return F.normalize(a, dim=1)

@@ -3,11 +3,12 @@
 ``u, v`` are (n, d): two views of the n instances that the loss sees, m in the notebooks, where n is the training set.
 ``z`` is (n, d) with labels ``y`` (n,), N in the notebooks. Every loss L2-normalises inside
 (except with Euclidean similarity), computes in float32 or better whatever autocast says, and returns a scalar: the mean
-over anchors. Hyperparameters are keyword-only. Input is checked, except inside :func:`unchecked`.
+over anchors. Hyperparameters are keyword-only. Input is checked, except inside :func:`unchecked`. Few pairs
+are computed as one matrix, many in tiles (:mod:`companion.losses.tiled`).
 """
 
 from companion.losses._gather import gather
-from companion.losses._inputs import unchecked
+from companion.losses._inputs import plain, unchecked
 from companion.losses.additive import siglip, spectral
 from companion.losses.auxiliary import vrns, vrns_parts
 from companion.losses.hypersphere import align, align_uniform, uniform
@@ -41,6 +42,7 @@ __all__ = [
     "info_nce",
     "lifted",
     "nt_xent",
+    "plain",
     "siglip",
     "simple",
     "sincere",

@@ -3,16 +3,18 @@
 import contextlib
 import functools
 import inspect
+import math
 from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 
 from companion.errors import CompanionError, positive, whole
-from companion.similarity import Similarity
+from companion.similarity import Similarity, cosine
 
 _EMBEDDINGS = ("u", "v", "z", "queue")
 _checking = ContextVar("checking", default=True)
+_plain = ContextVar("plain", default=False)
 
 
 @contextlib.contextmanager
@@ -29,6 +31,25 @@ def unchecked():
         _checking.reset(token)
 
 
+@contextlib.contextmanager
+def plain():
+    """Losses called inside, unless ``tile=`` is given, are computed in the plainest way: one matrix of pairs at any
+    size, summed by ``torch.logsumexp``, and embeddings normalised wherever a similarity is taken.
+
+    Runs are trained so: the faster ways round differently, and recorded runs are to repeat bit by bit.
+    """
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
+
+
+def is_plain() -> bool:
+    """Whether this is inside :func:`plain`."""
+    return _plain.get()
+
+
 def check_embeddings(name: str, z: Tensor, *, least: int = 2) -> None:
     """Raise a :class:`CompanionError` unless ``z`` is (n, d), floating point, finite, with n >= ``least``."""
     if not isinstance(z, Tensor):
@@ -41,7 +62,8 @@ def check_embeddings(name: str, z: Tensor, *, least: int = 2) -> None:
         raise CompanionError(f"{name} has {z.shape[0]} rows: expected at least {least}, or there is no negative pair.")
     if z.shape[1] < 1:
         raise CompanionError(f"{name} has shape {tuple(z.shape)}: expected embeddings of at least one dimension.")
-    if not torch.isfinite(z).all():
+    # A sum is the fastest look; whether one that is not finite has only overflowed, the values themselves say.
+    if not math.isfinite(z.detach().sum()) and not torch.isfinite(z).all():
         bad = (~torch.isfinite(z)).any(dim=1).sum().item()
         raise CompanionError(
             f"{name} has NaN or infinite values in {bad} of {z.shape[0]} rows: the network has diverged; "
@@ -115,6 +137,10 @@ def loss(function=None, **checks):
         with torch.autocast(arguments[given[0]].device.type, enabled=False):
             for name in given:
                 arguments[name] = arguments[name].to(dtype)
+            if "similarity" in signature.parameters and not is_plain():  # once for all uses
+                similarity = arguments.get("similarity", cosine)
+                arguments |= {name: similarity.prepare(arguments[name]) for name in given}
+                arguments["similarity"] = similarity.of_prepared
             return function(**arguments)
 
     return checked

@@ -1,6 +1,6 @@
 """The two sums over pairs that all losses are made of: a log-sum-exp for each anchor, and a plain total.
 
-The dense form works on the whole matrix of pairs; where `tile` is given, :mod:`companion.losses.tiled` takes over.
+Few pairs make one matrix; where there are many, or `tile` is given, :mod:`companion.losses.tiled` takes over.
 """
 
 import torch
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from companion.losses import tiled
+from companion.losses._inputs import is_plain
 from companion.similarity import Similarity
 
 
@@ -76,19 +77,34 @@ def log_sum_exp(
 
     Where b *is* a, `skip` must be symmetric.
     """
-    if tile is not None:
-        return tiled.log_sum_exp(a, b, temperature, similarity, skip, tile)[0]
-    return _logits(a, b, temperature, similarity, skip).logsumexp(dim=1)
+    return _log_sum_exp(a, b, temperature, similarity, skip, tile, (1,))[0]
 
 
 def log_sum_exp_both_ways(
     a: Tensor, b: Tensor, temperature, similarity: Similarity, skip: Skip, tile: int | None
 ) -> tuple[Tensor, Tensor]:
     """The same for each row a_i over all b_j, (n,), and for each b_j over all a_i, (k,)."""
-    if tile is not None:
-        return tiled.log_sum_exp(a, b, temperature, similarity, skip, tile)
-    logits = _logits(a, b, temperature, similarity, skip)
-    return logits.logsumexp(dim=1), logits.logsumexp(dim=0)
+    return _log_sum_exp(a, b, temperature, similarity, skip, tile, (1, 0))
+
+
+def _log_sum_exp(a, b, temperature, similarity, skip, tile, dims) -> tuple[Tensor, ...]:
+    keep = tiled.KEPT if tile is None else 0
+    if (tile := tiled.side(a, b, tile)) is not None:
+        return tiled.log_sum_exp(a, b, temperature, similarity, skip, tile, keep=keep)
+    # The value of a tensor is not asked for: under torch.func it has none, and a GPU would have to be waited for.
+    safe = not isinstance(temperature, Tensor) and tiled.bounded(similarity, temperature, a.dtype)
+    left, right = similarity.prepare(a), similarity.prepare(b)
+    if is_plain() or not safe:
+        logits = tiled.whole_logits(left, right, temperature, similarity, skip)
+        return tuple(logits.logsumexp(dim) for dim in dims)
+    logits = similarity.logits(left, right, temperature)
+    with torch.no_grad():  # the gradient need not know: that of e^-∞ is 0
+        logits = tiled.without(skip, logits, range(len(a)), range(len(b)), -torch.inf)
+    exponentials = logits.exp()  # once for all sums and the gradient, where logsumexp takes three passes and one more
+    sums = [exponentials.sum(dim) for dim in dims]
+    if isinstance(skip, SameLabel):  # there may be no pair that counts
+        return tuple(x.masked_fill(x == 0, 1).log().masked_fill(x == 0, -torch.inf) for x in sums)
+    return tuple(x.log() for x in sums)
 
 
 def total(term, a: Tensor, b: Tensor, similarity: Similarity, skip: Skip, *, rows=(), shared=(), tile=None) -> Tensor:
@@ -102,23 +118,14 @@ def total(term, a: Tensor, b: Tensor, similarity: Similarity, skip: Skip, *, row
         skip: which pairs do not count.
         rows: tensors of shape (n,), one value an anchor.
         shared: scalar tensors.
-        tile: None for the dense form, else the side of a tile.
+        tile: the side of a tile, None for what is fastest.
     """
-    if tile is not None:
+    if (tile := tiled.side(a, b, tile)) is not None:
         return tiled.total(term, a, b, similarity, skip, rows, shared, tile)
-    s = similarity(a, b)  # (n, k)
-    values = term(s, *(row[:, None] for row in rows), *shared)
-    mask = skip.mask(range(len(a)), range(len(b)), s.device)
-    return (values if mask is None else values.masked_fill(mask, 0)).sum()
+    return tiled.whole_total(term, similarity.prepare(a), similarity.prepare(b), similarity, skip, rows, shared)
 
 
 def mean_of_negatives(term, u: Tensor, v: Tensor, similarity: Similarity, *, shared=(), tile: int | None) -> Tensor:
     """Mean of `term` over the n(n-1) pairs of different instances; arguments as :func:`total`."""
     n = len(u)
     return total(term, u, v, similarity, SameInstance(n), shared=shared, tile=tile) / (n * (n - 1))
-
-
-def _logits(a: Tensor, b: Tensor, temperature, similarity: Similarity, skip: Skip | None) -> Tensor:
-    """(n, k) logits, -∞ where a pair does not count."""
-    logits = similarity.logits(similarity.prepare(a), similarity.prepare(b), temperature)
-    return logits if skip is None else skip.fill_(logits, range(len(a)), range(len(b)), -torch.inf)

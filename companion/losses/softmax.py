@@ -29,7 +29,8 @@ def info_nce(
         queue: (k, d) negatives of every anchor, in place of the other v_j (MoCo, He et al. 2020, Eq. 1); one anchor is
             enough then.
         similarity: a similarity function of :mod:`companion.similarity`, or your own.
-        tile: None, or the side of the square tiles to compute in: the same value and gradient in O(n·tile) memory.
+        tile: None: what is fastest, the whole matrix for few pairs and tiles for many (:mod:`companion.losses.tiled`);
+            or the side of the square tiles to compute in, with O(n·tile) memory.
 
     Returns:
         Scalar, mean over n anchors, in [0, ∞).
@@ -263,4 +264,5 @@ def _hardest(u: Tensor, v: Tensor, keep: int, similarity, tile) -> Tensor:
         positives = SameInstance(n).mask(rows, range(n), u.device)
         return s.masked_fill(positives, -torch.inf).topk(keep, dim=1).values
 
+    tile = tiled.side(u, v, tile, largest=2**24)  # blocks of rows only save memory
     return hardest(range(n)) if tile is None else tiled.in_row_blocks(hardest, u, tile)

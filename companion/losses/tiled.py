@@ -1,33 +1,57 @@
 """The same sums over pairs in square tiles: exact value and gradient in O(n d + tile²) memory, never an n×n matrix.
 
 Where the two sides are the same embeddings, only the tiles on and above the diagonal are computed, and serve both
-their rows and their columns. A loss gets here by its keyword ``tile=``. It pays from some thousand views on, and makes
-any number of them fit: 512 suits a CPU's cache, a GPU wants its tiles as large as its memory allows.
+their rows and their columns. A loss gets here by itself where that is faster (:func:`side`); then a log-sum-exp keeps
+exponentials for its gradient, up to ``KEPT`` bytes, and computes those of other tiles again. Or it gets here by its
+keyword ``tile=``, for the least memory; then nothing is kept.
 
-Gradients are exact but cannot be differentiated again; for a second derivative use the dense form.
+Gradients are exact. One that is to be differentiated again (``create_graph=True``) is formed from the whole matrix.
 """
 
 import math
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from companion.losses._inputs import scalar
+from companion.losses._inputs import is_plain, scalar
 from companion.similarity import Similarity
 
+# By kind of device: pairs up to which the whole matrix is as fast, and the side of the tiles beyond that. A CPU's cache
+# holds one of these, 1 MiB of float32; to a GPU a matrix of 256 MiB is no burden.
+LARGEST, SIDE = {"cpu": 2**19, "cuda": 2**26}, {"cpu": 512, "cuda": 8192}
+KEPT = 2**28  # bytes of exponentials that one log-sum-exp keeps from its forward to its backward pass: 256 MiB
 
-def log_sum_exp(a: Tensor, b: Tensor, temperature, similarity: Similarity, skip, tile: int) -> tuple[Tensor, Tensor]:
+
+def side(a: Tensor, b: Tensor, tile: int | None, *, largest: int = 0) -> int | None:
+    """The side of the tiles to compute the pairs of a and b in: ``tile`` if it is given, else what is fastest for so
+    many; None is the whole matrix, taken up to ``LARGEST`` pairs, or ``largest`` if that is more. The matrix alone can
+    be mapped by ``torch.func`` or compiled, and is taken there."""
+    kind = a.device.type if a.device.type in SIDE else "cpu"
+    if tile is not None or is_plain() or len(a) * len(b) <= max(LARGEST[kind], largest):
+        return tile
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None
+    return None if transformed or torch.compiler.is_compiling() else SIDE[kind]
+
+
+def bounded(similarity: Similarity, temperature: float, dtype: torch.dtype) -> bool:
+    """Whether every exponential of a logit, and the sum of any number of them, is in the range of the dtype."""
+    return max(abs(similarity.low), abs(similarity.high)) / temperature < 0.7 * math.log(torch.finfo(dtype).max)
+
+
+def log_sum_exp(
+    a: Tensor, b: Tensor, temperature, similarity: Similarity, skip, tile: int, *, keep: int = 0
+) -> tuple[Tensor, Tensor]:
     """(n,) log Σ_j exp(s(a_i, b_j)/τ) over the pairs that count, and (k,) log Σ_i exp(s(a_i, b_j)/τ), from one pass.
 
-    The gradient takes a second pass, since a softmax can be formed only after its sum is known.
+    The gradient takes a second pass, since a softmax can be formed only after its sum is known. Exponentials of the
+    first are kept for it, as many as fit in ``keep`` bytes.
     """
     left, right = _prepared(a, b, similarity)
     # Before it moves to the device: there it would have to be waited for.
     number = temperature.detach().item() if isinstance(temperature, Tensor) else temperature
-    extent = max(abs(similarity.low), abs(similarity.high)) / number
-    rows, columns = _LogSumExp.apply(left, right, scalar(temperature, like=a), extent, similarity, skip, tile)
+    form = similarity, skip, tile, keep, bounded(similarity, number, left.dtype)
+    rows, columns = _LogSumExp.apply(left, right, scalar(temperature, like=a), form)
     return rows, rows if columns is None else columns
 
 
@@ -44,43 +68,79 @@ def in_row_blocks(function, u: Tensor, tile: int) -> Tensor:
     return torch.cat([checkpoint(function, rows, use_reentrant=False) for rows in blocks])
 
 
+def whole_logits(a: Tensor, b: Tensor, temperature, similarity: Similarity, skip) -> Tensor:
+    """(n, k) logits of prepared embeddings, -∞ where a pair does not count."""
+    logits = similarity.logits(a, b, temperature)
+    return without(skip, logits, range(len(a)), range(len(b)), -torch.inf)
+
+
+def whole_total(term, a: Tensor, b: Tensor, similarity: Similarity, skip, rows, shared) -> Tensor:
+    """:func:`total` of prepared embeddings, from the matrix of all pairs."""
+    s = similarity.matrix(a, b)  # (n, k)
+    values = term(s, *(row[:, None] for row in rows), *shared)
+    mask = skip.mask(range(len(a)), range(len(b)), s.device)
+    return (values if mask is None else values.masked_fill(mask, 0)).sum()
+
+
+def _differentiable(whole, inputs, of_outputs) -> list[Tensor | None]:
+    """The gradient of ``whole(*inputs)``, which can be differentiated in turn."""
+    wanted = [x for x in inputs if x is not None and x.requires_grad]
+    outputs = whole(*inputs)
+    found = iter(torch.autograd.grad(outputs, wanted, of_outputs, create_graph=True, allow_unused=True))
+    return [next(found) if x is not None and x.requires_grad else None for x in inputs]
+
+
 class _LogSumExp(torch.autograd.Function):
-    """Inputs: prepared embeddings a and b; b = None stands for a with itself, and its columns are None then;
-    the extent of the logits, |x| at most."""
+    """Inputs: prepared embeddings a and b; b = None stands for a with itself, and its columns are None then; the
+    temperature; the similarity, the pairs to skip, the side of a tile, bytes to keep, and whether the exponentials are
+    bounded."""
 
     @staticmethod
-    def forward(ctx, a, b, temperature, extent, similarity, skip, tile):
+    def forward(ctx, a, b, temperature, form):
+        similarity, skip, tile, keep, bounded = form
         symmetric, right = b is None, a if b is None else b
-        bounded = extent < 0.7 * math.log(torch.finfo(a.dtype).max)  # every exponential, and their sum, is in range
         rows = a.new_full((len(a),), 0 if bounded else -torch.inf)
         columns = rows if symmetric else a.new_full((len(b),), 0 if bounded else -torch.inf)
+        kept, room = [], keep if bounded and similarity.bilinear and any(ctx.needs_input_grad) else 0
         for i, j in _tiles(len(a), len(right), tile, symmetric):
             logits = similarity.logits(a[_slice(i)], right[_slice(j)], temperature)
             sides = [(rows[_slice(i)], 1)] if symmetric and i == j else [(rows[_slice(i)], 1), (columns[_slice(j)], 0)]
             if bounded:
-                exponentials = _without(skip, logits.exp_(), i, j, 0)
+                exponentials = without(skip, logits.exp_(), i, j, 0)
                 for sums, dim in sides:
                     sums += exponentials.sum(dim)
+                room -= exponentials.nbytes
+                if room >= 0:
+                    kept.append(exponentials)
             else:
-                logits = _without(skip, logits, i, j, -torch.inf)
+                logits = without(skip, logits, i, j, -torch.inf)
                 for sums, dim in sides:
                     torch.logaddexp(sums, logits.logsumexp(dim), out=sums)
         if bounded:
             rows, columns = rows.log(), columns.log()
-        ctx.save_for_backward(a, b, temperature, rows, rows if symmetric else columns)
-        ctx.form = similarity, skip, tile, bounded
+        # The exponentials too: what is saved so is set free by the backward pass.
+        ctx.save_for_backward(a, b, temperature, rows, rows if symmetric else columns, *kept)
+        ctx.form = form
         return rows, None if symmetric else columns
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, of_rows, of_columns):
         with torch.autocast(of_rows.device.type, enabled=False):
-            return _LogSumExp._gradients(ctx, of_rows, of_columns)
+            if not torch.is_grad_enabled():
+                return _LogSumExp._gradients(ctx, of_rows, of_columns)
+            similarity, skip, *_ = ctx.form
+
+            def whole(a, b, temperature):
+                logits = whole_logits(a, a if b is None else b, temperature, similarity, skip)
+                return [logits.logsumexp(dim) for dim in ((1,) if b is None else (1, 0))]
+
+            of_outputs = [x for x in (of_rows, of_columns) if x is not None]
+            return *_differentiable(whole, ctx.saved_tensors[:3], of_outputs), None
 
     @staticmethod
     def _gradients(ctx, of_rows, of_columns):
-        a, b, temperature, rows, columns = ctx.saved_tensors
-        similarity, skip, tile, bounded = ctx.form
+        a, b, temperature, rows, columns, *all_kept = ctx.saved_tensors
+        similarity, skip, tile, _, bounded = ctx.form
         symmetric, right = b is None, a if b is None else b
         of_columns = of_rows if symmetric else of_columns
         grad_a, grad_t = torch.zeros_like(a), torch.zeros_like(temperature)
@@ -89,23 +149,34 @@ class _LogSumExp(torch.autograd.Function):
         rows, columns = (sums.masked_fill(sums == -torch.inf, 0) for sums in (rows, columns))
         if bounded:
             weight_rows, weight_columns = of_rows * (-rows).exp(), of_columns * (-columns).exp()
-        for i, j in _tiles(len(a), len(right), tile, symmetric):
+        for number, (i, j) in enumerate(_tiles(len(a), len(right), tile, symmetric)):
             leaves = [x.detach().requires_grad_() for x in (a[_slice(i)], right[_slice(j)], temperature)]
-            with torch.enable_grad():
-                logits = similarity.logits(*leaves)
+            kept = all_kept[number] if number < len(all_kept) else None
+            with torch.set_grad_enabled(not similarity.bilinear):
+                logits = similarity.logits(*leaves) if kept is None else None
             once = symmetric and i == j  # a tile on the diagonal holds each pair in both orders already
-            x = logits.detach()
             if bounded:
                 weight = weight_rows[_slice(i), None]
-                slope = x.exp().mul_(weight if once else weight + weight_columns[_slice(j)])
+                weight = weight if once else weight + weight_columns[_slice(j)]
+                slope = weight * (logits.detach().exp() if kept is None else kept)
             else:
+                x = logits.detach()
                 slope = (x - rows[_slice(i), None]).exp_().mul_(of_rows[_slice(i), None])
                 if not once:
                     slope += (x - columns[_slice(j)]).exp_().mul_(of_columns[_slice(j)])
-            parts = torch.autograd.grad(logits, leaves, _without(skip, slope, i, j, 0))
-            for grad, part in zip((grad_a[_slice(i)], grad_b[_slice(j)], grad_t), parts, strict=True):
-                grad += part
-        return grad_a, None if symmetric else grad_b, grad_t, None, None, None, None
+            slope = without(skip, slope, i, j, 0)
+            if similarity.bilinear:
+                grad_a[_slice(i)].addmm_(slope, right[_slice(j)])
+                grad_b[_slice(j)].addmm_(slope.T, a[_slice(i)])
+            else:
+                parts = torch.autograd.grad(logits, leaves, slope)
+                for grad, part in zip((grad_a[_slice(i)], grad_b[_slice(j)], grad_t), parts, strict=True):
+                    grad += part
+        if similarity.bilinear:  # of logits aᵀb/τ; where b is a, a's gradient is that of both
+            grad_t -= (a * grad_a).sum() / temperature.square() / (2 if symmetric else 1)
+            for grad in {id(grad): grad for grad in (grad_a, grad_b)}.values():
+                grad /= temperature
+        return grad_a, None if symmetric else grad_b, grad_t, None
 
 
 class _Total(torch.autograd.Function):
@@ -145,15 +216,25 @@ class _Total(torch.autograd.Function):
                 for (k, where, _), slope in zip(used, slopes, strict=True):
                     if slope is not None:
                         grads[k][where] += slope
-        ctx.save_for_backward(*grads)
-        ctx.symmetric = symmetric
+        ctx.save_for_backward(a, b, *tensors, *grads)
+        ctx.form = form
         return value
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, of_value):
-        a, b, *rest = (of_value * grad for grad in ctx.saved_tensors)
-        return None, a, None if ctx.symmetric else b, *rest
+        term, similarity, skip, _, n_rows, _ = ctx.form
+        half = len(ctx.saved_tensors) // 2
+        inputs, grads = ctx.saved_tensors[:half], ctx.saved_tensors[half:]
+        if not torch.is_grad_enabled():
+            a, b, *rest = (of_value * grad for grad in grads)
+            return None, a, None if inputs[1] is None else b, *rest
+
+        def whole(a, b, *tensors):
+            right = a if b is None else b
+            return whole_total(term, a, right, similarity, skip, tensors[:n_rows], tensors[n_rows:])
+
+        with torch.autocast(of_value.device.type, enabled=False):
+            return None, *_differentiable(whole, inputs, of_value)
 
 
 def _prepared(a: Tensor, b: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor | None]:
@@ -171,5 +252,5 @@ def _slice(indices: range) -> slice:
     return slice(indices.start, indices.stop)
 
 
-def _without(skip, values: Tensor, rows: range, columns: range, by: float) -> Tensor:
+def without(skip, values: Tensor, rows: range, columns: range, by: float) -> Tensor:
     return values if skip is None else skip.fill_(values, rows, columns, by)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from companion.errors import CompanionError, choose, number, positive, whole
-from companion.losses import unchecked
+from companion.losses import plain, unchecked
 from companion.theory.exact import batch_count, moments
 
 METHODS = ("lbfgs", "adam")
@@ -149,7 +149,7 @@ class _Problem:
         values |= {name: value[runs] for name, value in self.given.items()}
         order = self.orders[runs // self.points][:, None, :, None].expand_as(z)
         batches = z.gather(2, order).unflatten(2, (self.batches, -1)).movedim(2, 1)  # (runs, batches, 2, m, d)
-        with unchecked():
+        with unchecked(), plain():
             return self.of_batches(batches, values).mean(dim=1)
 
     def project(self, x: Tensor) -> Tensor:

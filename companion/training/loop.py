@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 
+from companion import losses
 from companion.errors import CompanionError
 from companion.training.capture import gradient
 from companion.training.config import Config
@@ -56,7 +57,7 @@ def train(
     step_gradient, steps = gradient(wrapped, fabric), len(source)
     for epoch in range(len(history), config.epochs):
         # Seeding each epoch by its number makes a resumed run the run that was not interrupted.
-        with seeded(config.seed, 4, epoch, *rank):
+        with seeded(config.seed, 4, epoch, *rank), losses.plain():
             wrapped.train()
             total = torch.zeros((), device=fabric.device)
             batches = enumerate(source.batches(epoch), start=epoch * steps)
