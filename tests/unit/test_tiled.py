@@ -156,3 +156,154 @@ def test_symmetric_work_is_done_once():
             covered[columns.start : columns.stop, rows.start : rows.stop] += 1
     assert (covered == 1).all()
     assert len(list(tiled._tiles(10, 10, 4, symmetric=True))) == 6
+
+
+# ---- What is chosen where no tile is asked for -----------------------------------------------------------------------
+
+EIGHTH = 8 * 8 // 8 * 8  # bytes of an eighth of the 8 × 8 pairs of two views, in float64
+
+
+@pytest.fixture
+def many(monkeypatch):
+    """Eight instances count as many: they are computed in tiles of three."""
+    monkeypatch.setitem(tiled.LARGEST, "cpu", 0)
+    monkeypatch.setitem(tiled.SIDE, "cpu", 3)
+
+
+def plainly(name, u, v, **options):
+    with losses.plain():
+        return call(name, u, v, **options)
+
+
+def saved_bytes(function) -> int:
+    """Bytes that its result holds for the backward pass, those of the input aside."""
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.nbytes) or x, lambda x: x):
+        function()
+    return sum(sizes)
+
+
+@pytest.mark.parametrize("kept", [0, EIGHTH, 10**9], ids=["nothing kept", "an eighth", "all"])
+@pytest.mark.parametrize("name", TILED)
+def test_the_default_equals_the_plain_way(name, kept, many, monkeypatch):
+    monkeypatch.setattr(tiled, "KEPT", kept)
+    for similarity in (cosine, arc_length, euclidean):
+        options = {} if name in NO_SIMILARITY else {"similarity": similarity}
+        expected = value_and_gradients(lambda u, v, o=options: plainly(name, u, v, **o), views())
+        observed = value_and_gradients(lambda u, v, o=options: call(name, u, v, **o), views())
+        for a, b in zip(observed, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 0.012, 0.2, 5.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["info_nce", "clip", "nt_xent", "dcl", "dclw", "dhel"])
+def test_one_matrix_at_any_temperature(name, dtype, temperature):
+    """It is summed without a maximum where the exponentials allow that, and with one where not."""
+    tolerance = {torch.float32: 1e-3, torch.float64: 1e-11}[dtype]
+    function = getattr(losses, name)
+
+    def plain(u, v):
+        with losses.plain():
+            return function(u, v, temperature=temperature)
+
+    opposite = views(dtype=dtype)[0], -views(dtype=dtype)[0]
+    for inputs in (views(dtype=dtype), opposite):
+        expected = value_and_gradients(plain, inputs)
+        observed = value_and_gradients(lambda u, v: function(u, v, temperature=temperature), inputs)
+        for a, b in zip(observed, expected, strict=True):
+            assert torch.isfinite(a).all()
+            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def test_many_pairs_are_computed_in_tiles_and_few_are_not(monkeypatch):
+    asked = []
+    monkeypatch.setattr(tiled, "log_sum_exp", lambda *given, **options: asked.append(given[-1]) or _whole(*given))
+    monkeypatch.setitem(tiled.LARGEST, "cpu", 16 * 16)
+
+    def _whole(a, b, temperature, similarity, skip, tile):
+        logits = tiled.whole_logits(similarity.prepare(a), similarity.prepare(b), temperature, similarity, skip)
+        return logits.logsumexp(dim=1), logits.logsumexp(dim=0)
+
+    u, v = views(n=9)
+    losses.nt_xent(u[:8], v[:8], temperature=0.2)  # 16 views
+    assert asked == []
+    losses.nt_xent(u, v, temperature=0.2)
+    assert asked == [512]
+    losses.nt_xent(u, v, temperature=0.2, tile=7)
+    assert asked == [512, 7]
+    with losses.plain():
+        losses.nt_xent(u, v, temperature=0.2)
+    assert asked == [512, 7]
+
+
+@pytest.mark.parametrize("name", TILED)
+def test_mapped_over_batches(name, many):
+    """torch.vmap and torch.func.grad get the whole matrix, which alone they can go through."""
+    batches = views(n=24)
+    u, v = (x.unflatten(0, (3, 8)) for x in batches)
+    with losses.unchecked():
+        observed = torch.vmap(torch.func.grad_and_value(lambda u, v: call(name, u, v)))(u, v)
+    for k in range(3):
+        leaf = u[k].clone().requires_grad_()
+        value = plainly(name, leaf, v[k])
+        torch.testing.assert_close(observed[1][k], value.detach(), rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(observed[0][k], torch.autograd.grad(value, leaf)[0], rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("tile", [None, 3])
+@pytest.mark.parametrize("name", [name for name in TILED if name != "dclw"])
+def test_second_derivatives(name, tile, many):
+    """Of tiles, too: the gradient that is to be differentiated is formed from the whole matrix."""
+    u, v = (x.clone().requires_grad_() for x in views(n=6, d=3))
+    assert torch.autograd.gradgradcheck(lambda u, v: call(name, u, v, tile=tile), (u, v))
+
+
+def test_second_derivatives_of_learned_parameters(many):
+    u, v = (x.clone().requires_grad_() for x in views(n=6, d=3))
+    t, bias = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.3, -2.0))
+    assert torch.autograd.gradgradcheck(lambda u, t: losses.clip(u, v, temperature=t), (u, t))
+    assert torch.autograd.gradgradcheck(lambda u, t, b: losses.siglip(u, v, scale=t, bias=b), (u, t, bias))
+    labels = LABELS[:6]
+    assert torch.autograd.gradgradcheck(lambda u, t: losses.sincere(u, labels, temperature=t), (u, t))
+
+
+@pytest.mark.parametrize("loss", [losses.nt_xent, losses.clip, losses.info_nce, losses.dhel])
+def test_no_more_is_kept_than_the_budget_and_nothing_where_a_tile_is_asked_for(loss, monkeypatch):
+    n = 128
+    monkeypatch.setitem(tiled.LARGEST, "cpu", 0)
+    monkeypatch.setitem(tiled.SIDE, "cpu", 8)
+    u, v = (x.clone().requires_grad_() for x in views(n=n, d=3))
+    least = saved_bytes(lambda: loss(u, v, temperature=0.2, tile=8))
+    assert least < n * n * 8 / 2
+    for budget in (0, 20_000, 10**9):
+        monkeypatch.setattr(tiled, "KEPT", budget)
+        sums = 2 if loss is losses.dhel else 1  # log-sum-exps, which have a budget each
+        more = saved_bytes(lambda: loss(u, v, temperature=0.2)) - least
+        assert more <= sums * budget
+        assert more > sums * (budget - 8 * 8 * 8) or budget > n * n  # it is used
+
+
+def test_what_is_kept_is_set_free_by_the_backward_pass(many):
+    u, v = (x.clone().requires_grad_() for x in views())
+    value = losses.nt_xent(u, v, temperature=0.2)
+    value.backward()
+    with pytest.raises(RuntimeError, match="freed"):
+        value.backward()
+
+
+def test_the_plain_way_is_that_of_the_recorded_runs():
+    """To the last bit: NT-Xent as the runs were trained by it, operation by operation."""
+    u, v = views(n=32, d=16, dtype=torch.float32)
+    leaves = [x.clone().requires_grad_() for x in (u, v)]
+    z = torch.cat(leaves)
+    logits = (torch.nn.functional.normalize(z, dim=1) / 0.2) @ torch.nn.functional.normalize(z, dim=1).T
+    for k in (0, 32, -32):
+        logits.diagonal(k).fill_(-torch.inf)
+    paired = [torch.nn.functional.normalize(x, dim=1) for x in leaves]
+    positives = ((paired[0] * paired[1]).sum(dim=1) / 0.2).repeat(2)
+    value = -torch.nn.functional.logsigmoid(positives - logits.logsumexp(dim=1)).mean()
+    expected = value, *torch.autograd.grad(value, leaves)
+    with losses.plain():
+        observed = value_and_gradients(lambda u, v: losses.nt_xent(u, v, temperature=0.2), (u, v))
+    assert all(torch.equal(a, b) for a, b in zip(observed, expected, strict=True))
