@@ -5,8 +5,6 @@ vector of row i with row i. The same for ``arc_length`` and ``euclidean``, and f
 :class:`Similarity`.
 """
 
-import copy
-import functools
 import math
 from collections.abc import Callable
 
@@ -32,13 +30,6 @@ class Similarity:
         """(n, d) → (n, d): what is done to each embedding alone."""
         return a
 
-    @functools.cached_property
-    def of_prepared(self) -> "Similarity":
-        """The same similarity, of embeddings that are prepared already."""
-        same = copy.copy(self)
-        same.prepare = lambda a: a
-        return same
-
     def matrix(self, a: Tensor, b: Tensor) -> Tensor:
         """(n, k) similarities of prepared embeddings."""
         return self._function(a, b)
@@ -56,6 +47,14 @@ class Similarity:
 
     def paired(self, a: Tensor, b: Tensor) -> Tensor:
         return self.pairs(self.prepare(a), self.prepare(b))
+
+
+class OfPrepared(Similarity):
+    """A similarity that takes its embeddings as prepared already."""
+
+    def __init__(self, similarity: Similarity):
+        for name in ("low", "high", "symmetric", "bilinear", "matrix", "pairs", "logits"):
+            setattr(self, name, getattr(similarity, name))
 
 
 class _Cosine(Similarity):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from companion.errors import CompanionError, positive, whole
-from companion.similarity import Similarity, cosine
+from companion.similarity import OfPrepared, Similarity, cosine
 
 _EMBEDDINGS = ("u", "v", "z", "queue")
 _checking = ContextVar("checking", default=True)
@@ -140,7 +140,7 @@ def loss(function=None, **checks):
             if "similarity" in signature.parameters and not is_plain():  # once for all uses
                 similarity = arguments.get("similarity", cosine)
                 arguments |= {name: similarity.prepare(arguments[name]) for name in given}
-                arguments["similarity"] = similarity.of_prepared
+                arguments["similarity"] = OfPrepared(similarity)
             return function(**arguments)
 
     return checked
