@@ -8,7 +8,6 @@ their range over the rounds.
 
 import argparse
 import contextlib
-import importlib
 import json
 import math
 import multiprocessing
@@ -18,66 +17,19 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from companion import losses, paths, store
+from companion import paths, store
 from companion.bench import report
-from companion.bench.report import DENSE, FLOOR, TILED
+from companion.bench.contenders import CONTENDERS, DIMENSION, OURS, TILE
+from companion.bench.report import AUTO
 from companion.errors import CompanionError
 from companion.training import progress
 
-TEMPERATURE, DIMENSION = 0.2, 128
-TILE = {"cpu": 512, "cuda": 8192}
-SIZES = {"cpu": (128, 256, 512, 1024, 2048, 4096, 8192), "cuda": (1024, 2048, 4096, 8192, 16384, 32768, 65536)}
-LARGE = {"cpu": 50_000, "cuda": 500_000}  # instances, tiled only, once
+SIZES = {"cpu": tuple(2**k for k in range(4, 14)), "cuda": tuple(2**k for k in range(10, 19))}
+LARGE = {"cpu": 50_000, "cuda": 500_000}  # instances, of this package's NT-Xent alone, once
+EXACT = {"cpu": 4096, "cuda": 65_536}  # most instances of which the gradient is held against float64
 PATIENCE = 30.0  # seconds: a contender whose next size would take longer for one pass is not asked
-
-
-def usual_formula(u: Tensor, v: Tensor) -> Tensor:
-    """NT-Xent as most repositories write it: exponentials, masks, a ratio, its logarithm."""
-    z = F.normalize(torch.cat([u, v]), dim=1)
-    exponentials = torch.exp(z @ z.T / TEMPERATURE)
-    others = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
-    positives = torch.exp((z * z.roll(len(u), dims=0)).sum(dim=1) / TEMPERATURE)
-    return -torch.log(positives / (exponentials * others).sum(dim=1)).mean()
-
-
-def _products(a: Tensor, b: Tensor) -> None:
-    """The matrix products that any dense form needs, and nothing else: S = a bᵀ, then S b and Sᵀ a for the gradient."""
-    with torch.no_grad():
-        s = a @ b.T
-        _ = s @ b, s.T @ a
-
-
-def _pytorch_metric_learning(device: str):
-    oracle = importlib.import_module("pytorch_metric_learning.losses").NTXentLoss(temperature=TEMPERATURE)
-    return lambda u, v: oracle(torch.cat([u, v]), torch.arange(len(u), device=u.device).repeat(2))
-
-
-def _open_clip(device: str):
-    oracle = importlib.import_module("open_clip.loss").ClipLoss()
-    scale = torch.tensor(1 / TEMPERATURE, device=device)
-    return lambda u, v: oracle(F.normalize(u, dim=1), F.normalize(v, dim=1), scale)
-
-
-# loss → contender → device → function of u and v; the three products are the floor that the others are held against
-CONTENDERS = {
-    "nt_xent": {
-        FLOOR: lambda device: lambda u, v: _products(torch.cat([u, v]), torch.cat([u, v])),
-        TILED: lambda device: lambda u, v: losses.nt_xent(u, v, temperature=TEMPERATURE, tile=TILE[device]),
-        DENSE: lambda device: lambda u, v: losses.nt_xent(u, v, temperature=TEMPERATURE),
-        "usual formula": lambda device: usual_formula,
-        "lightly": lambda device: importlib.import_module("lightly.loss").NTXentLoss(temperature=TEMPERATURE),
-        "pytorch-metric-learning": _pytorch_metric_learning,
-    },
-    "clip": {
-        FLOOR: lambda device: _products,
-        TILED: lambda device: lambda u, v: losses.clip(u, v, temperature=TEMPERATURE, tile=TILE[device]),
-        DENSE: lambda device: lambda u, v: losses.clip(u, v, temperature=TEMPERATURE),
-        "open_clip": _open_clip,
-    },
-}
 
 
 def embeddings(n: int, device: str, autocast: bool) -> tuple[Tensor, Tensor]:
@@ -105,8 +57,9 @@ def trial(loss: str, contender: str, sizes: list[int], device: str, autocast: bo
     """Peak memory and a first time of one contender over growing n, in a process of its own.
 
     Returns:
-        n → {"seconds", "bytes"}, as far as patience and memory reach; bytes above what the process held before, or
-        None where the operating system does not tell. A contender that is not installed gives {}.
+        n → {"seconds", "bytes", "error"}, as far as patience and memory reach; bytes above what the process held
+        before, or None where the operating system does not tell; the error of the gradient by :func:`error`, or None
+        above ``EXACT``. A contender that is not installed gives {}.
     """
     torch.set_num_threads(threads)
     try:
@@ -123,7 +76,8 @@ def trial(loss: str, contender: str, sizes: list[int], device: str, autocast: bo
             held = None if before is None else max(0, _peak(device) - before)
         except torch.OutOfMemoryError:
             break
-        found[n] = {"seconds": elapsed, "bytes": held}
+        exact = n <= EXACT[device] and inputs[0].grad is not None
+        found[n] = {"seconds": elapsed, "bytes": held, "error": error(loss, inputs) if exact else None}
         later = [size for size in sizes if size > n]
         if later and (
             _extrapolate(found, "seconds", later[0]) > PATIENCE
@@ -131,6 +85,14 @@ def trial(loss: str, contender: str, sizes: list[int], device: str, autocast: bo
         ):
             break
     return found
+
+
+def error(loss: str, inputs: tuple[Tensor, Tensor]) -> float:
+    """Of the gradient that ``inputs`` hold: its distance from that of this package in float64, over the latter's
+    length."""
+    doubles = [x.detach().double().requires_grad_() for x in inputs]
+    exact = torch.cat(torch.autograd.grad(OURS[loss](*doubles), doubles))
+    return ((torch.cat([x.grad for x in inputs]) - exact).norm() / exact.norm()).item()
 
 
 def _extrapolate(found: dict, key: str, n: int) -> float:
@@ -161,7 +123,7 @@ def main(arguments: list[str] | None = None) -> Path:
     parser.add_argument("--autocast", action="store_true", help="bfloat16 embeddings, under bfloat16 autocast")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--sizes", type=int, nargs="+", help="instances n, growing")
-    parser.add_argument("--large", type=int, help="n of the one large tiled run; 0 leaves it out")
+    parser.add_argument("--large", type=int, help="n of the one large run; 0 leaves it out")
     chosen = parser.parse_args(arguments)
     if chosen.device == "cuda" and not torch.cuda.is_available():
         raise CompanionError("--device cuda: torch sees no CUDA device here. Leave the option out for the CPU.")
@@ -173,7 +135,7 @@ def main(arguments: list[str] | None = None) -> Path:
     torch.set_num_threads(chosen.threads)
 
     tasks = [(loss, contender, sizes) for loss, contenders in CONTENDERS.items() for contender in contenders]
-    tasks += [("nt_xent", TILED, [large])] if large else []
+    tasks += [("nt_xent", AUTO, [large])] if large else []
     steps = len(tasks) + len(sizes) * len(CONTENDERS)
     found = []
     with progress.bar(steps, "bench", "step") as bar:
