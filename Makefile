@@ -128,8 +128,9 @@ student: $(ready) ## write build/student/: the notebooks without solutions and o
 slides: $(ready) ## write build/slides/: a deck for each notebook, to be opened without a network
 	@$(py) -m companion.course.slides $(chosen:%=notebooks/%.ipynb)
 
-bench: $(ready) ## measure speed and memory of the losses, as ratios
+bench: $(ready) ## measure speed and memory of the losses and speed of the training, as ratios
 	$(py) -m companion.bench
+	$(py) -m companion.bench.training
 
 clean: ## remove results (not the recorded reference runs) and caches; .venv stays
 	rm -rf build .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,7 @@
 """The losses that the benchmark lets run against each other: of this package, of libraries, and the usual formula.
 
-Some of the libraries run on CUDA devices only, and none but those of the extra ``oracles`` is expected to be installed.
+The libraries are those of the extra ``oracles`` and, for CUDA devices only, of the extra ``kernels``; one that is not
+installed is left out.
 """
 
 import functools
@@ -81,11 +82,10 @@ def _ours(name: str) -> dict[str, Callable[[str], Loss]]:
     }
 
 
-def _on_cuda(device: str, name: str):
-    """A library whose kernels run on CUDA devices only."""
+def _on_cuda(device: str) -> None:
+    """Some libraries have kernels for CUDA devices only; on another device they are as if not installed."""
     if device != "cuda":
-        raise ImportError(f"{name} needs a CUDA device")
-    return importlib.import_module(name)
+        raise ImportError("it needs a CUDA device")
 
 
 def _lightly(device: str) -> Loss:
@@ -104,19 +104,22 @@ def _open_clip(device: str) -> Loss:
 
 
 def _memeff(device: str) -> Loss:
-    return _on_cuda(device, "memeff").MemoryEfficientCLIPLoss(temperature=TEMPERATURE)
+    _on_cuda(device)
+    return importlib.import_module("memeff").MemoryEfficientCLIPLoss(temperature=TEMPERATURE)
 
 
 def _inf_cl(device: str) -> Loss:
     """Its fused loss for one device, one way; a value an anchor."""
-    flash = _on_cuda(device, "inf_cl").cal_flash_loss
+    _on_cuda(device)
+    flash = importlib.import_module("inf_cl").cal_flash_loss
     return lambda u, v: flash(F.normalize(u, dim=1), F.normalize(v, dim=1), None, 1 / TEMPERATURE, DIMENSION).mean()
 
 
 def _cut_cross_entropy(device: str) -> Loss:
     """Linear cross entropy is one-way InfoNCE where the classes are the candidates. It takes half precision only; none
     of its gradient is left out."""
-    entropy = _on_cuda(device, "cut_cross_entropy").linear_cross_entropy
+    _on_cuda(device)
+    entropy = importlib.import_module("cut_cross_entropy").linear_cross_entropy
 
     def loss(u, v):
         u, v = ((F.normalize(x.float(), dim=1) / math.sqrt(TEMPERATURE)).bfloat16() for x in (u, v))
@@ -126,7 +129,8 @@ def _cut_cross_entropy(device: str) -> Loss:
 
 
 def _siglip_kernel(device: str) -> Loss:
-    fused = _on_cuda(device, "siglip_kernel").fused_siglip_loss
+    _on_cuda(device)
+    fused = importlib.import_module("siglip_kernel").fused_siglip_loss
     scale, bias = (torch.tensor(x, device=device) for x in (math.log(SCALE), BIAS))
     return lambda u, v: fused(F.normalize(u, dim=1), F.normalize(v, dim=1), scale, bias)
 

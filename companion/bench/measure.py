@@ -43,13 +43,13 @@ def seconds(function, inputs: tuple[Tensor, Tensor], device: str, autocast: bool
     """Time of one forward and backward pass."""
     for x in inputs:
         x.grad = None
-    _synchronise(device)
+    synchronise(device)
     start = time.perf_counter()
     with torch.autocast(device, torch.bfloat16, enabled=autocast):
         value = function(*inputs)
     if value is not None:
         value.backward()
-    _synchronise(device)
+    synchronise(device)
     return time.perf_counter() - start
 
 
@@ -144,7 +144,12 @@ def main(arguments: list[str] | None = None) -> Path:
                 found.append(fresh.submit(trial, *task, *where, chosen.threads).result())
             bar.update()
         results = {
-            "machine": _machine(chosen),
+            "machine": machine(chosen.device, chosen.threads)
+            | {
+                "dtype": "bfloat16 autocast" if chosen.autocast else "float32",
+                "tile": TILE[chosen.device],
+                "d": DIMENSION,
+            },
             "trials": {loss: {} for loss in CONTENDERS},
             "times": {loss: {} for loss in CONTENDERS},
             "large": found.pop() if large else {},
@@ -165,25 +170,20 @@ def main(arguments: list[str] | None = None) -> Path:
     return path
 
 
-def _machine(chosen: argparse.Namespace) -> dict:
+def machine(device: str, threads: int) -> dict:
+    """What it ran on."""
     name = platform.processor() or platform.machine()
-    if chosen.device == "cuda":
+    if device == "cuda":
         name = torch.cuda.get_device_name()
     else:
         with contextlib.suppress(OSError, StopIteration):
             lines = Path("/proc/cpuinfo").read_text().splitlines()
             name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return {
-        "name": name,
-        "threads": chosen.threads,
-        "torch": torch.__version__,
-        "dtype": "bfloat16 autocast" if chosen.autocast else "float32",
-        "tile": TILE[chosen.device],
-        "d": DIMENSION,
-    }
+    return {"name": name, "threads": threads, "torch": torch.__version__}
 
 
-def _synchronise(device: str) -> None:
+def synchronise(device: str) -> None:
+    """Wait for the device, so that what it was asked for is in the time."""
     if device == "cuda":
         torch.cuda.synchronize()
 

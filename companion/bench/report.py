@@ -27,7 +27,7 @@ def goals(results: dict) -> list[dict]:
 
     def hold(statement: str, measured: list[float] | None, holds) -> None:
         if measured:
-            rows.append({"goal": statement, "measured": _spread(measured), "met": holds(measured)})
+            rows.append({"goal": statement, "measured": spread(measured), "met": holds(measured)})
 
     for loss, other, times_as_fast, at_least in (("nt_xent", "lightly", 7, 6), ("clip", "open_clip", 3, 2.5)):
         hold(
@@ -113,10 +113,11 @@ def _cell(results: dict, loss: str, n: int, name: str, times: dict) -> str:
         return "—"
     measured = ratios(times, name, FLOOR)
     floor = name == FLOOR or not measured
-    cell = f"{statistics.median(times[name]) * 1e3:.1f} ms" if floor else _spread(measured)
+    cell = f"{statistics.median(times[name]) * 1e3:.1f} ms" if floor else spread(measured)
     size = results["trials"][loss][name][n]["bytes"]
     return cell if size is None or name == FLOOR else f"{cell}, {size / 2**20:,.0f} MiB"
 
 
-def _spread(measured: list[float]) -> str:
+def spread(measured: list[float]) -> str:
+    """Median and range."""
     return f"{statistics.median(measured):.2f} ({min(measured):.2f} to {max(measured):.2f})"

@@ -119,5 +119,7 @@ class _Chunks(torch.utils.data.Dataset):
         return len(self.chunks)
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
-        read = self.split[self.chunks[number].numpy()]
-        return self.chunks[number], read.images, read.labels
+        # A copy: what a worker returns is moved to shared memory, all of its storage, which others still read from.
+        numbers = self.chunks[number].clone()
+        read = self.split[numbers.numpy()]
+        return numbers, read.images, read.labels

@@ -155,6 +155,15 @@ def test_files_give_the_batches_that_memory_gives_bit_for_bit(files, workers, mo
                 assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+def test_the_workers_of_files_share_no_memory_that_one_of_them_gives_away(files):
+    """What a worker returns is moved to shared memory, all of its storage, while its threads read the next chunk."""
+    chunks = torch.arange(20).split(8)
+    numbers = [sources._Chunks(files, chunks)[k][0] for k in range(3)]
+    assert all(torch.equal(a, b) for a, b in zip(numbers, chunks, strict=True))
+    given = {chunk.untyped_storage().data_ptr() for chunk in chunks}
+    assert given.isdisjoint(x.untyped_storage().data_ptr() for x in numbers)
+
+
 TEXTS = torch.stack([torch.arange(N), 1000 + torch.arange(N)], dim=1)
 
 

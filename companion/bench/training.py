@@ -1,0 +1,236 @@
+"""How fast a training is: views a second, against the usual pipeline and against the network alone.
+``python -m companion.bench.training``.
+
+The contenders train one network on batches of one size with NT-Xent. They differ in where the views come
+from: nowhere (one batch again and again: what the network and the loss alone take), this package's images in memory
+that are augmented on the device in one pass, its images in files, and torchvision's transforms of PIL images in worker
+processes, as the papers' published code has it. They take turns, an epoch each, so that whatever else the machine
+does falls on all of them alike; what is reported are ratios within a round.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from companion import losses, paths, store
+from companion.bench.measure import machine, synchronise
+from companion.bench.report import ratios, spread
+from companion.errors import CompanionError, whole
+from companion.training import Config, SimCLR
+from companion.training.capture import gradient
+from companion.training.data import FileSplit, Split
+from companion.training.loop import optimizer_of
+from companion.training.methods import Batch
+from companion.training.progress import bar
+from companion.training.sources import Views
+
+ALONE, MEMORY, FILES, USUAL = "network alone", "companion, from memory", "companion, from files", "usual pipeline"
+VIEWS = SimCLR(crop_scale=0.08, jitter=0.4, grayscale=0.2)
+SETTINGS = {
+    "cpu": {"image_size": 16, "batch_size": 128},
+    "cuda": {"image_size": 32, "batch_size": 512, "encoder": "resnet18", "precision": "bf16-mixed"},
+}
+STEPS = {"cpu": 30, "cuda": 100}  # of a round
+
+
+class TwoCrops(Dataset):
+    """Two views of each PIL image by torchvision's transforms, as most repositories write them."""
+
+    def __init__(self, images: list[Image.Image], settings: SimCLR, size: int):
+        strength = settings.jitter
+        jitter = transforms.ColorJitter(strength, strength, strength, strength / 4)
+        self.images, self.transform = images, transforms.Compose([
+            transforms.RandomResizedCrop(size, scale=(settings.crop_scale, 1)),
+            transforms.RandomHorizontalFlip(settings.flip),
+            transforms.RandomApply([jitter], settings.jitter_probability),
+            transforms.RandomGrayscale(settings.grayscale),
+            transforms.ToTensor(),
+        ])  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int):
+        return self.transform(self.images[index]), self.transform(self.images[index]), 0
+
+
+def usual_loss(u: torch.Tensor, v: torch.Tensor, temperature: float) -> torch.Tensor:
+    """NT-Xent as the cross entropy of each view's 2n - 1 similarities."""
+    z = F.normalize(torch.cat([u, v]), dim=1)
+    logits = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
+    return F.cross_entropy(logits, torch.arange(len(z), device=z.device).roll(len(u)))
+
+
+def contenders(config: Config, steps: int, workers: int, folder: Path) -> dict[str, Callable[[], None]]:
+    """What trains ``steps`` batches when it is called, by name; each has a network of its own.
+
+    Args:
+        config: the network, the batch, the augmentation, the device and its precision.
+        steps: batches of an epoch.
+        workers: processes that read and transform PIL images; those that read files.
+        folder: where files may be written.
+    """
+    fabric = Fabric(accelerator=config.accelerator, precision=config.precision, devices=1)
+    count, size = steps * config.batch_size, config.image_size
+    # The time does not depend on what is in the images: noise will do.
+    pixels = torch.randint(256, (count, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = Split(pixels, torch.zeros(count, dtype=torch.int64))
+    augmentation = config.augmentation.build(size)
+
+    def views(split) -> Views:
+        options = {"seed": config.seed, "device": fabric.device, "workers": workers * isinstance(split, FileSplit)}
+        return Views(split, augmentation, config.batch_size, **options)
+
+    def ours(batches: Callable[[int], Iterator[Batch]]) -> Callable[[], None]:
+        method = config.method.build(config, images).to(fabric.device, memory_format=torch.channels_last)
+        wrapped, optimizer = fabric.setup(method, optimizer_of(method, config))
+        wrapped.mark_forward_method("loss")
+        step, epochs = gradient(wrapped.train(), fabric), itertools.count()
+
+        def epoch():
+            with losses.plain():
+                for batch in batches(next(epochs)):
+                    step(batch)
+                    optimizer.step()
+                    method.after_step()
+
+        return epoch
+
+    def usual() -> Callable[[], None]:
+        method = config.method.build(config, images).to(fabric.device)
+        model, optimizer = method.model.train(), optimizer_of(method, config)
+        pil = [Image.fromarray(array) for array in np.ascontiguousarray(pixels.permute(0, 2, 3, 1))]
+        on_cuda = fabric.device.type == "cuda"
+        loader = DataLoader(
+            TwoCrops(pil, config.augmentation, size), config.batch_size, shuffle=True, num_workers=workers,
+            persistent_workers=workers > 0, pin_memory=on_cuda,
+        )  # fmt: skip
+        scaler = torch.amp.GradScaler(fabric.device.type, enabled=on_cuda)
+
+        def epoch():
+            for first, second, _ in loader:
+                with torch.autocast(fabric.device.type, torch.float16, enabled=on_cuda):
+                    views = torch.cat([first, second]).to(fabric.device, non_blocking=True)
+                    loss = usual_loss(*model(views).float().chunk(2), config.method.temperature)
+                optimizer.zero_grad()
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+
+        return epoch
+
+    fixed = next(views(images).batches(0))
+    return {
+        ALONE: ours(lambda epoch: itertools.repeat(fixed, steps)),
+        MEMORY: ours(views(images).batches),
+        FILES: ours(views(_written(pixels, images.labels, folder)).batches),
+        USUAL: usual(),
+    }
+
+
+def _written(pixels: torch.Tensor, labels: torch.Tensor, folder: Path) -> FileSplit:
+    """The images as JPEG files."""
+    files = [folder / f"{number}.jpg" for number in range(len(pixels))]
+    for file, array in zip(files, np.ascontiguousarray(pixels.permute(0, 2, 3, 1)), strict=True):
+        Image.fromarray(array).save(file)
+    return FileSplit(np.array(files), labels, pixels.shape[-1])
+
+
+def goals(times: dict[str, list[float]], device: str) -> list[dict]:
+    """What the training is to reach on this device: the statement, what was measured, and whether it holds."""
+    faster, share = ratios(times, USUAL, MEMORY), ratios(times, ALONE, MEMORY)
+    least = {"cpu": 2, "cuda": 5}[device]
+    return [
+        {"goal": f"{least} times as fast as the usual pipeline", "measured": spread(faster),
+         "met": statistics.median(faster) >= least},
+        {"goal": "at least .8 of the speed of the network alone", "measured": spread(share),
+         "met": statistics.median(share) >= 0.8},
+    ]  # fmt: skip
+
+
+def table(results: dict) -> str:
+    """The results in Markdown."""
+    times, views = results["times"], results["views"]
+    lines = [
+        "# Benchmark: training",
+        "",
+        "{name}, {threads} thread(s) and {workers} worker(s), torch {torch}; {encoder}, images of {image_size}×"
+        "{image_size} pixels in batches of {batch_size}, precision {precision}.".format(**results["machine"]),
+        "",
+        "| views come from | views a second | speed, of the usual pipeline's |",
+        "|---|---|---|",
+    ]
+    for name, rounds in times.items():
+        rate = f"{views / statistics.median(rounds):,.0f}"
+        lines.append(f"| {name} | {rate} | {spread(ratios(times, USUAL, name))} |")
+    lines += ["", "| goal | measured | |", "|---|---|---|"]
+    lines += [f"| {g['goal']} | {g['measured']} | {'met' if g['met'] else '**not met**'} |" for g in results["goals"]]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> Path:
+    """Run the benchmark, write ``results/bench/training-<device>.{json,md}``, print the table, return its path."""
+    parser = argparse.ArgumentParser(prog="python -m companion.bench.training", description="Benchmark the training.")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads (default: all)")
+    parser.add_argument("--workers", type=int, help="worker processes (default: as many as threads)")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch-size", type=int)
+    chosen = parser.parse_args(arguments)
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        raise CompanionError("--device cuda: torch sees no CUDA device here. Leave the option out for the CPU.")
+    workers = chosen.threads if chosen.workers is None else whole(chosen.workers, "--workers", least=0)
+    rounds, steps = whole(chosen.rounds, "--rounds", least=1), STEPS[chosen.device]
+    settings = SETTINGS[chosen.device] | ({"batch_size": chosen.batch_size} if chosen.batch_size else {})
+    config = Config(accelerator=chosen.device, augmentation=VIEWS, n_train=steps * settings["batch_size"], **settings)
+    before = torch.get_num_threads()
+    torch.set_num_threads(whole(chosen.threads, "--threads", least=1))
+    torch.backends.cudnn.benchmark = True  # as in every training
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            field = contenders(config, steps, workers, Path(folder))
+            times = {name: [] for name in field}
+            with bar((1 + rounds) * len(field), "bench", "epoch") as progress:
+                for _ in range(1 + rounds):
+                    for name, epoch in field.items():
+                        synchronise(chosen.device)
+                        start = time.perf_counter()
+                        epoch()
+                        synchronise(chosen.device)
+                        times[name].append(time.perf_counter() - start)
+                        progress.update()
+    finally:
+        torch.set_num_threads(before)
+    times = {name: rest for name, (_, *rest) in times.items()}  # the first round warms up
+    described = ("encoder", "image_size", "batch_size", "precision")
+    results = {
+        "machine": machine(chosen.device, chosen.threads)
+        | {"workers": workers}
+        | {name: getattr(config, name) for name in described},
+        "views": 2 * steps * config.batch_size,
+        "times": times,
+        "goals": goals(times, chosen.device),
+    }
+    path = paths.results() / "bench" / f"training-{chosen.device}.md"
+    store.write(path.with_suffix(".json"), json.dumps(results, indent=1))
+    store.write(path, table(results))
+    print(table(results))
+    return path
+
+
+if __name__ == "__main__":
+    main()
