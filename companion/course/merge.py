@@ -29,7 +29,7 @@ from companion.training.sweeps import sweep
 
 WEIGHTS = "weights.safetensors"  # many times as large as the rest of a run, and nothing that is recorded needs them
 BASELINES = ("pixels", "colours", "untrained", "supervised")
-NAMED = 10  # runs, at most, that are refused for one reason
+NAMED = 10  # at most, of those that are refused for one reason
 VANISHED = 24  # rsync's status where a file went away meanwhile, as those of a run that is being made do
 
 
@@ -46,7 +46,7 @@ def fetch(source: str, folder: str, *, weights: bool = False) -> Path:
     """
     found = Path(source).expanduser()
     if not found.exists() and ":" in source and not source.startswith("-"):
-        found = paths.results() / "fetched" / re.sub(r"[^A-Za-z0-9.]+", "-", source).strip("-.")
+        found = paths.results() / "fetched" / re.sub(r"[^A-Za-z0-9.]+", "-", source).strip("-.")[-100:]
         wanted = [f"/runs/*/{name}" for name in FILES if weights or name != WEIGHTS]
         wanted = ["/runs/", "/runs/*/", *wanted, f"/{folder}/", f"/{folder}/claims.json"]
         wanted += ["/reference/", f"/reference/{folder}/", f"/reference/{folder}/claims.json"]
@@ -104,6 +104,7 @@ class Merge:
         self.refused: dict[str, str] = {}  #: name of a run → why
         self.other: list[str] = []  #: runs that are recorded with other numbers
         self.claims: dict[str, str] = {}  #: id → what became of it
+        self.unread = ""  #: why there are none, if their file is damaged
 
     def add(self, source: Path) -> None:
         """Add the runs of a results folder that are complete, sound and of this table; then its claims that rest on
@@ -120,7 +121,10 @@ class Merge:
         record(agreeing, self.path, identity=self.identity, accuracies=self.accuracies)
         self.after = _rows(self.path)
         self.other = _differing(self.sound, self.after)
-        found = read_claims(source / ("reference" if self.referenced else "") / self.folder / "claims.json")
+        try:
+            found = read_claims(source / ("reference" if self.referenced else "") / self.folder / "claims.json")
+        except CompanionError as error:
+            found, self.unread = {}, f"No claim was taken over: {error}"
         self.claims = take_over(found, self.folder, set(self.after.index) - set(self.other))
 
     def identity(self, dataset: str) -> str:
@@ -178,7 +182,8 @@ class Merge:
                     f"No {name}_accuracy in {len(lacking)} new rows: it came with none, and cannot be had here."
                 )
         fates = list(self.claims.values())
-        lines.append(f"Claims: {fates.count(TAKEN)} taken over, {fates.count(STOOD)} left as they were.")
+        told = f"Claims: {fates.count(TAKEN)} taken over, {fates.count(STOOD)} left as they were."
+        lines.append(self.unread or told)
         return "\n".join(
             lines + _grouped("claim", {i: why for i, why in self.claims.items() if why not in (TAKEN, STOOD)})
         )

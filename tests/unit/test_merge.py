@@ -221,10 +221,23 @@ def test_a_record_gives_way_only_to_a_sound_one_of_more_observations(there, here
 
 def test_runs_are_recorded_though_the_claims_are_damaged(there, here):
     (there / "gpu" / "claims.json").write_text("{")
-    with pytest.raises(CompanionError, match=r"claims\.json is damaged"):
-        merge.merge(str(there), "gpu")
+    told = merge.merge(str(there), "gpu")
+    assert told.startswith("gpu: 11 runs are new")
+    assert f"No claim was taken over: {there / 'gpu' / 'claims.json'} is damaged" in told
     assert len(recorded.read(here / "gpu" / "runs.csv"))
     assert not (here / "gpu" / "claims.json").exists()
+
+
+def test_what_was_cut_off_between_two_files_is_made_good(there, here, monkeypatch):
+    follow = recorded._follow
+    monkeypatch.setattr(recorded, "_follow", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        merge.merge(str(there), "gpu")
+    assert len(pd.read_csv(here / "gpu" / "histories.csv")) == 0 < len(pd.read_csv(here / "gpu" / "runs.csv"))
+    monkeypatch.setattr(recorded, "_follow", follow)
+    assert "0 runs are new, 11 were there; 11 rows now, histories of 6." in merge.merge(str(there), "gpu")
+    assert set(pd.read_csv(here / "gpu" / "histories.csv")["key"]) == {*names(there), *names(there, "supervised")}
+    assert (here / "gpu" / "claims.json").exists()
 
 
 def test_another_writer_in_between_loses_nothing(there, here, tmp_path, monkeypatch):
