@@ -9,6 +9,9 @@ JOBS      ?=
 PROCESSES ?=
 DETERMINISTIC ?=
 SEED      ?= 0
+FROM      ?=
+INTO      ?=
+WEIGHTS   ?=
 VENV      ?= .venv
 PYTHON    ?= python3
 PORT      ?= 8000
@@ -49,7 +52,7 @@ export CONTRASTIVE_RESULTS := $(CURDIR)/results
 export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)# two notebooks run at once: threads of one would wait for those of the other
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup lab reproduce reference notebooks test lint freeze book serve student slides bench clean
+.PHONY: help setup lab reproduce reference merge notebooks test lint freeze book serve student slides bench clean
 
 help: ## print this help
 	@echo "make TARGET [PROFILE=auto] [NOTEBOOKS='08 09'] [CLAIMS='id …'] [DATA=folder] [DATASET=name] [JOBS=n] [PROCESSES=n] [DETERMINISTIC=1] [SEED=0] [VENV=.venv]"
@@ -63,6 +66,7 @@ help: ## print this help
 	@echo "  DATASET    a data set in place of the profile's own, such as cifar10 or imagefolder:FOLDER"
 	@echo "  JOBS       runs that are trained at once; default: one a core"
 	@echo "  PROCESSES  processes that train a run together, with a GPU each if it uses any; default: 1"
+	@echo "  FROM       of merge: a results folder, here or user@host:path; INTO: the recorded results that it goes to; WEIGHTS=1: fetch them too"
 	@echo "  DETERMINISTIC  1: only algorithms that repeat their results bit by bit on the same device"
 
 setup: $(ready) ## make .venv and install the package with its tools
@@ -85,6 +89,9 @@ reproduce: $(ready) ## execute the notebooks and print the scoreboard
 
 reference: ## record the experiments of `cpu` with ten seeds in results/reference/: hours; resumes where it was stopped
 	@$(MAKE) reproduce PROFILE=reference NOTEBOOKS='$(if $(strip $(named)),$(chosen),02 03 04 05 07 08 09 10 11 12)' CLAIMS=
+
+merge: $(ready) ## add what another machine computed to results/reference/: FROM=user@host:path/to/results INTO=gpu-cifar10-jpeg
+	@$(py) -m companion.course.merge $(if $(WEIGHTS),--weights) -- '$(FROM)' '$(INTO)'
 
 notebooks: $(call executed,$(chosen))
 

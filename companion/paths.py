@@ -24,6 +24,12 @@ def reference() -> Path:
     return _CHECKOUT / "results" / "reference"
 
 
+def full_size() -> list[str]:
+    """Names of the recorded results at the papers' size, those of the profile ``paper`` before those of ``gpu``."""
+    names = sorted(path.name for path in reference().glob("*") if path.is_dir())
+    return [name for profile in ("paper", "gpu") for name in names if name.partition("-")[0] == profile]
+
+
 def runs() -> Path:
     """The run store."""
     return results() / "runs"

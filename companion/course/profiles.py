@@ -106,6 +106,11 @@ _PROFILES = {
 NAMES = tuple(_PROFILES)
 
 
+def named(name: str) -> Profile:
+    """A profile as it is, whether or not its device is here."""
+    return _PROFILES[choose(name, NAMES, "profile")]
+
+
 def load(name: str = "auto", *, dataset: str = "", seed: int = 0) -> Profile:
     """Return a profile's settings.
 
@@ -121,7 +126,7 @@ def load(name: str = "auto", *, dataset: str = "", seed: int = 0) -> Profile:
     """
     if name == "auto":
         name = os.environ.get("CONTRASTIVE_PROFILE") or ("gpu" if _cuda() else "cpu")
-    profile = _PROFILES[choose(name, NAMES, "profile")]
+    profile = named(name)
     if profile.accelerator == "cuda" and not _cuda():
         raise CompanionError(
             f"Profile {name!r} needs a CUDA device and torch sees none: install a CUDA build, or use PROFILE=cpu."

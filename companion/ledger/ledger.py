@@ -12,6 +12,8 @@ from companion.errors import CompanionError, choose
 from companion.ledger.claims import KINDS, LEARNT, NOT_LEARNT, VERDICTS, Claim, load, verdict
 from companion.ledger.observed import Observed
 
+TAKEN, STOOD = "taken over", "left as it was"  # what becomes of the record of a claim that another machine found
+
 
 class Ledger:
     """The claims of one notebook at one profile.
@@ -64,7 +66,7 @@ class Ledger:
         if claim.accuracy and not learnt(tables):
             record["verdict"] = NOT_LEARNT
         self._checked[id] = record
-        with store.lock(f"claims-{self.profile.folder.replace('/', '-')}"):
+        with _locked(self.profile.folder):
             store.write(self._path, json.dumps(self.records() | {id: record}, indent=1))
         return record["verdict"]
 
@@ -173,6 +175,57 @@ class Ledger:
     @property
     def _path(self) -> Path:
         return self.folder / "claims.json"
+
+
+def take_over(found: dict[str, dict], folder: str, runs: set[str]) -> dict[str, str]:
+    """File what another machine found of the claims as recorded in ``folder``, each record that can stand there.
+
+    A record that is there gives way only to one of more observations, since other things were concluded from it.
+
+    Args:
+        found: records by claim, as :func:`read` gives them.
+        folder: of the recorded results, such as ``gpu``.
+        runs: keys of the recorded runs whose numbers are those that the records were made from.
+
+    Returns:
+        What became of each: ``TAKEN``, ``STOOD``, or why it is refused.
+    """
+    path, fate = paths.reference() / folder / "claims.json", {}
+    with _locked(f"reference/{folder}"):
+        stand = read(path)
+        for id, record in found.items():
+            if why := _untenable(load()[id], record, runs):
+                fate[id] = why
+            elif id in stand and record["n"] <= stand[id]["n"]:
+                fate[id] = STOOD
+            else:
+                fate[id], stand[id] = TAKEN, record
+        if TAKEN in fate.values():
+            store.write(path, json.dumps(stand, indent=1))
+    return fate
+
+
+def _untenable(claim: Claim, record: dict, runs: set[str]) -> str:
+    """Why a record cannot stand beside these recorded runs and this version's claims; empty if it can."""
+    if record["n"] < KINDS[claim.kind]:
+        return f"it rests on {record['n']} observations, and a claim of kind {claim.kind!r} needs {KINDS[claim.kind]}"
+    keys = set(record.get("runs", []))
+    if claim.kind == "trained" and not keys:
+        return "it does not say on which runs it rests"
+    if absent := sorted(keys - runs):
+        return (
+            f"{len(absent)} of its {len(keys)} runs are not recorded, or with other numbers than it was made from; the "
+            f"first is {absent[0]}"
+        )
+    expected = verdict(claim, observed(record))
+    if record["verdict"] != expected and not (claim.accuracy and record["verdict"] == NOT_LEARNT):
+        return f"its verdict is {record['verdict']!r}, and by the range of this version it is {expected!r}"
+    return ""
+
+
+def _locked(folder: str):
+    """The lock of the claims in a folder of results."""
+    return store.lock(f"claims-{folder.replace('/', '-')}")
 
 
 def learnt(tables: Iterable[pd.DataFrame]) -> bool:

@@ -4,11 +4,12 @@ import html
 
 import pandas as pd
 
-from companion import store
+from companion import paths, store
 from companion.ledger.claims import NOT_LEARNT, VERDICTS, load
-from companion.ledger.ledger import Ledger, observed
+from companion.ledger.ledger import Ledger, observed, read
 from companion.ledger.observed import LEVEL
 
+NOT_RUN = "not run"  # at the papers' size
 _STYLE = (
     "body{font:15px/1.4 sans-serif;margin:2em}table{border-collapse:collapse}"
     "td,th{padding:.3em .6em;border-bottom:1px solid #ccc;text-align:left;vertical-align:top}"
@@ -55,10 +56,23 @@ def chance(records: dict[str, dict]) -> str:
     )
 
 
+def full_size() -> dict[str, str]:
+    """What the recorded runs at the papers' size found of each claim, with n and the folder that it was recorded in; of
+    several folders the first of :func:`companion.paths.full_size`. No verdict at another profile rests on it."""
+    found = {}
+    for folder in paths.full_size():
+        for id, record in read(paths.reference() / folder / "claims.json").items():
+            found.setdefault(id, f"{observed(record)}, n = {record['n']} ({folder})")
+    return found
+
+
 def table(ledger: Ledger) -> pd.DataFrame:
-    """The whole ledger, one row a claim; the column ``holm`` marks measured verdicts that survive Holm's correction."""
-    surviving = survivors(ledger.deciding())
+    """The whole ledger, one row a claim. The column ``full size`` has what was recorded at the papers' size, of all but
+    identities, which have no size; ``holm`` marks measured verdicts that survive Holm's correction."""
+    surviving, large = survivors(ledger.deciding()), full_size()
     whole = ledger.table(everything=True)
+    column = ["" if kind == "identity" else large.get(id, NOT_RUN) for id, kind in whole["kind"].items()]
+    whole.insert(whole.columns.get_loc("agrees"), "full size", column)
     return whole.assign(holm=["✓" if id in surviving else "" for id in whole.index])
 
 
@@ -93,7 +107,7 @@ def text(ledger: Ledger) -> str:
     found = table(ledger)
     measured = found[(found["kind"] != "identity") & found["verdict"].isin((*VERDICTS, NOT_LEARNT))]
     identities = found[(found["kind"] == "identity") & found["verdict"].isin(VERDICTS)]
-    columns = ["quantity", "accepted", "here", "n", "recorded", "verdict", "holm"]
+    columns = ["quantity", "accepted", "here", "n", "recorded", "full size", "verdict", "holm"]
     lines = measured[columns].to_string(max_colwidth=40, justify="left") if len(measured) else "(nothing measured yet)"
     return (
         f"Scoreboard, profile {ledger.profile.folder}: {summary(ledger)}\n\n{lines}\n\n"

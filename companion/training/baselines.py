@@ -1,6 +1,6 @@
 """What an accuracy must be held against, and tables of runs that hold it so."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pandas as pd
 
@@ -45,22 +45,31 @@ def baselines(config: Config) -> dict[str, Config]:
     }
 
 
-def table(runs: Iterable[Run], *, beside: bool = True) -> pd.DataFrame:
+def probed(configs: list[Config]) -> list[float]:
+    """The accuracy on test images of a linear probe of each of these runs; those that are not in the store are
+    trained."""
+    return [run.metrics["linear_accuracy"] for run in sweep(configs)]
+
+
+def table(
+    runs: Iterable[Run], *, beside: bool = True, accuracies: Callable[[list[Config]], list[float]] = probed
+) -> pd.DataFrame:
     """One row a run: its ``key``, the values of its config, its metrics, and the accuracies of its baselines as
     ``pixels_accuracy`` and so on, linear probes all. Baselines that are not in the store are trained.
 
     Args:
         runs: finished runs.
         beside: with False, no baselines, and no accuracies either, which would say nothing without them.
+        accuracies: of the baselines, if not from the store.
     """
     runs = list(runs)
     if not beside:
         rows = pd.DataFrame([{"key": run.key} | run.config.flat() | run.metrics for run in runs])
         return rows.drop(columns=[name for name in rows if name.startswith(("linear_", "knn_"))])
     others = [baselines(run.config) for run in runs]
-    found = iter(sweep([config for configs in others for config in configs.values()]))
+    found = iter(accuracies([config for configs in others for config in configs.values()]))
     rows = []
     for run, configs in zip(runs, others, strict=True):
-        accuracies = {f"{name}_accuracy": next(found).metrics["linear_accuracy"] for name in configs}
-        rows.append({"key": run.key} | run.config.flat() | run.metrics | accuracies)
+        of_baselines = {f"{name}_accuracy": next(found) for name in configs}
+        rows.append({"key": run.key} | run.config.flat() | run.metrics | of_baselines)
     return pd.DataFrame(rows)

@@ -4,7 +4,7 @@ import csv
 import functools
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,43 +13,95 @@ import pandas as pd
 from companion import paths, store
 from companion.errors import CompanionError
 from companion.training import data
-from companion.training.baselines import table
+from companion.training.baselines import probed, table
 from companion.training.config import EMOJI, Config, from_json
 from companion.training.runs import Run
 from companion.training.sweeps import sweep
 
+HISTORIES = "histories.csv"  # beside the table, in some folders
 NEEDED = ("key", "data", "config", "linear_accuracy", "negative_variance")  # without these a row says nothing
 
 
-def record(runs: Iterable[Run], path: Path) -> int:
+def record(
+    runs: Iterable[Run],
+    path: Path,
+    *,
+    identity: Callable[[str], str] = data.identity,
+    accuracies: Callable[[list[Config]], list[float]] = probed,
+) -> int:
     """Add runs to the table at ``path``; return how many rows it has then.
 
     A run that it has stays as it is, for other results were computed from it: remove its line to record it again.
+    Where ``histories.csv`` lies beside the table, it is kept in step: a row an epoch of each trained run of the table.
+
+    Args:
+        runs: finished runs.
+        path: of the table, in a folder of its own.
+        identity: what the data set of a run is, if it does not lie here.
+        accuracies: of the baselines, as in :func:`companion.training.table`; nan leaves the cell empty.
+
+    Raises:
+        CompanionError: if a file is there and no such table, or cannot be written.
     """
-    known = _known(path)
-    runs = {run.key: run for run in runs if run.key not in known}
-    trained = table(run for run in runs.values() if run.config.epochs)
-    beside = [column for column in trained if column.endswith("_accuracy") and column not in _measured(runs)]
-    accuracies = trained.set_index("key")[beside] if len(trained) else pd.DataFrame()
+    runs, known = {run.key: run for run in runs}, _known(path)
+    new = {key: run for key, run in runs.items() if key not in known}
+    trained = table((run for run in new.values() if run.config.epochs), accuracies=accuracies)
+    beside = [column for column in trained if column.endswith("_accuracy") and column not in _measured(new)]
+    found = trained.set_index("key")[beside] if len(trained) else pd.DataFrame()
     rows = [
-        {"key": key, "data": data.identity(run.config.dataset), "config": json.dumps(_shareable(run.config))}
+        {"key": key, "data": identity(run.config.dataset), "config": json.dumps(_shareable(run.config))}
         | run.metrics
-        | (accuracies.loc[key].to_dict() if key in accuracies.index else {})
+        | (found.loc[key].to_dict() if key in found.index else {})
         | run.provenance
-        for key, run in sorted(runs.items())
+        for key, run in sorted(new.items())
     ]
     with store.lock(f"recorded-{path.parent.name}"):
-        old, known = _rows(path) if path.exists() else pd.DataFrame(columns=["key"]), _known(path)
+        whole, known = _rows(path) if path.exists() else pd.DataFrame(columns=["key"]), _known(path)
         rows = [row for row in rows if row["key"] not in known]  # another process may have added it meanwhile
-        if not rows:
-            return len(old)
-        added = pd.DataFrame(rows)
-        whole = pd.concat([old[~old["key"].isin(added["key"])], added]).sort_values("key")
-        buffer = io.StringIO()
-        whole.to_csv(buffer, index=False, float_format="%.7g", lineterminator="\n")
-        store.write(path, buffer.getvalue())
-    read.cache_clear()
+        if rows:
+            added = pd.DataFrame(rows)
+            whole = pd.concat([whole[~whole["key"].isin(added["key"])], added]).sort_values("key")
+            _write(whole, path)
+            read.cache_clear()
+        _follow(path.with_name(HISTORIES), runs, known, _known(path))
     return len(whole)
+
+
+def begin_histories(path: Path) -> None:
+    """Have the histories of the runs kept, from now on, beside the table at ``path``."""
+    with store.lock(f"recorded-{path.parent.name}"):
+        if not path.with_name(HISTORIES).exists():
+            _write(pd.DataFrame(columns=["key", "epoch"]), path.with_name(HISTORIES))
+
+
+def _follow(path: Path, runs: dict[str, Run], before: set[str], known: set[str]) -> None:
+    """Add the histories of runs that are ``known``, now, to those at ``path``, if any are kept.
+
+    Of a run that was not known ``before`` none can be right: its line was removed to record it again.
+    """
+    if not path.exists():
+        return
+    try:
+        old = pd.read_csv(path)
+        kept = old[old["key"].isin(before)]
+    except (ValueError, KeyError) as error:
+        raise CompanionError(
+            f"{path} is not a table of histories ({error}): restore it from the repository."
+        ) from error
+    absent = sorted(key for key in known & set(runs) - set(kept["key"]) if runs[key].config.epochs)
+    added = [runs[key].history for key in absent]
+    for key, history in zip(absent, added, strict=True):
+        history.insert(0, "key", key)
+        history.insert(1, "epoch", range(1, len(history) + 1))
+    whole = pd.concat([frame for frame in (kept, *added) if len(frame)] or [kept]).sort_values(["key", "epoch"])
+    if added or len(kept) < len(old):
+        _write(whole, path)
+
+
+def _write(rows: pd.DataFrame, path: Path) -> None:
+    buffer = io.StringIO()
+    rows.to_csv(buffer, index=False, float_format="%.7g", lineterminator="\n")
+    store.write(path, buffer.getvalue())
 
 
 def _known(path: Path) -> set[str]:
@@ -142,7 +194,7 @@ def _rows(path: Path) -> pd.DataFrame:
             good[number] = line
         elif cells:
             _ignored(path, number, f"it has {cells} cells for {len(columns)} columns")
-    rows = pd.read_csv(io.StringIO("\n".join([names, *good.values()])))
+    rows = pd.read_csv(io.StringIO("\n".join([names, *good.values()])), dtype={"commit": str})  # 1234e56 is no number
     return rows.set_axis(list(good))
 
 
@@ -165,5 +217,5 @@ def _shareable(config: Config) -> dict:
     """The config without where the data lie, which is nobody's business; what they are stands in another column."""
     values = config.to_dict()
     if config.dataset.startswith("imagefolder:"):
-        values["dataset"] = "imagefolder:" + config.dataset.rstrip("/").rpartition("/")[2]
+        values["dataset"] = "imagefolder:" + config.dataset.removeprefix("imagefolder:").rstrip("/").rpartition("/")[2]
     return values

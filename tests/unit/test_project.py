@@ -43,8 +43,8 @@ FILES = {
                  "processes", "loop", "runs", "sweeps", "baselines", "recorded"],
     "diagnose": ["arrays", "sums", "reading", "files", "advice", "table", "figures", "page", "callback"],
     "ledger": ["observed", "claims", "ledger", "scoreboard"],
-    "course": ["profiles", "environment", "controls", "figures", "forest", "execute", "report", "student", "pieces",
-               "deck", "slides"],
+    "course": ["profiles", "environment", "controls", "figures", "forest", "full_size", "execute", "merge", "report",
+               "student", "pieces", "deck", "slides"],
     "bench": ["report", "contenders", "measure", "training"],
 }  # fmt: skip
 SCIENCE = ("errors", "similarity", "losses", "theory", "metrics")

@@ -1,0 +1,312 @@
+"""Add what another machine computed to the recorded results: ``python -m companion.course.merge FROM INTO``.
+
+``FROM`` is the results folder of that machine, here or over ssh, ``INTO`` a folder of ``results/reference``, named
+after the profile and the data set, such as ``gpu-cifar10-jpeg``.
+"""
+
+import argparse
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from companion import paths, store
+from companion.course import profiles
+from companion.errors import CompanionError
+from companion.ledger.ledger import STOOD, TAKEN, take_over
+from companion.ledger.ledger import read as read_claims
+from companion.training import data
+from companion.training.config import EMOJI, Config
+from companion.training.encoders import FIXED
+from companion.training.recorded import HISTORIES, begin_histories, read, record
+from companion.training.runs import FILES, Run, complete, stored
+from companion.training.sweeps import sweep
+
+WEIGHTS = "weights.safetensors"  # many times as large as the rest of a run, and nothing that is recorded needs them
+BASELINES = ("pixels", "colours", "untrained", "supervised")
+NAMED = 10  # at most, of those that are refused for one reason
+VANISHED = 24  # rsync's status where a file went away meanwhile, as those of a run that is being made do
+
+
+def fetch(source: str, folder: str, *, weights: bool = False) -> Path:
+    """The results folder that ``source`` names: as it is if it lies here, else its copy below ``results/fetched``.
+
+    Args:
+        source: a folder with ``runs/``, or what rsync takes, ``user@host:path/to/results``.
+        folder: whose claims are fetched too.
+        weights: fetch the weights as well.
+
+    Raises:
+        CompanionError: if there is no such folder, rsync is missing or fails.
+    """
+    found = Path(source).expanduser()
+    if not found.exists() and ":" in source and not source.startswith("-"):
+        found = paths.results() / "fetched" / re.sub(r"[^A-Za-z0-9.]+", "-", source).strip("-.")[-100:]
+        wanted = [f"/runs/*/{name}" for name in FILES if weights or name != WEIGHTS]
+        wanted = ["/runs/", "/runs/*/", *wanted, f"/{folder}/", f"/{folder}/claims.json"]
+        wanted += ["/reference/", f"/reference/{folder}/", f"/reference/{folder}/claims.json"]
+        filters = ["--exclude=.*", *(f"--include={name}" for name in wanted), "--exclude=*"]
+        with store.lock(f"fetch-{found.name}"):
+            found.mkdir(parents=True, exist_ok=True)
+            _rsync(["--recursive", "--times", "--compress", "--prune-empty-dirs", "--delete", *filters], source, found)
+    if not source or not (found / "runs").is_dir():
+        raise CompanionError(
+            f"FROM is {source!r}, which has no folder runs/: expected the results folder of another machine, "
+            "user@host:path/to/results, or a folder here (unpack an archive first)."
+        )
+    return found
+
+
+def _rsync(options: list[str], source: str, target: Path) -> None:
+    try:
+        done = subprocess.run(
+            ["rsync", *options, "--", f"{source.rstrip('/')}/", f"{target}/"], stderr=subprocess.PIPE, text=True
+        )
+    except FileNotFoundError as error:
+        raise CompanionError(
+            f"{source} is fetched with rsync, which is not installed: install it here and there, or copy the folder "
+            "and name the copy."
+        ) from error
+    if done.returncode not in (0, VANISHED):
+        raise CompanionError(f"Fetching {source} failed; rsync says: {done.stderr.strip() or done.returncode}")
+
+
+class Merge:
+    """Adds results to the recorded ones of one folder, and knows what became of them.
+
+    Args:
+        folder: of the recorded results.
+
+    Raises:
+        CompanionError: for a name that is none, or a table there that is damaged.
+    """
+
+    def __init__(self, folder: str):
+        name, _, self.images = folder.partition("-")
+        if name not in ("cpu", "gpu", "paper") or not re.fullmatch("[a-z]+(-[a-z0-9]+)*", folder):
+            raise CompanionError(
+                f"INTO is {folder!r}: expected cpu, gpu or paper, and for another data set its name with it, as in "
+                "gpu-cifar10-jpeg."
+            )
+        self.folder, self.profile = folder, profiles.named(name)
+        # Where a profile has a recorded reference, recorded runs have other seeds than its notebooks'.
+        self.referenced = any(p.tests_as == name != p.name for p in map(profiles.named, profiles.NAMES))
+        self.path = paths.reference() / folder / "runs.csv"
+        self.before = self.after = _rows(self.path)
+        identities = sorted(set(self.before.get("data", [])) - {EMOJI})
+        self.data = identities[0] if identities else ""  # one table, one data set
+        self.sound: dict[str, Run] = {}  #: by key
+        self.refused: dict[str, str] = {}  #: name of a run → why
+        self.other: list[str] = []  #: runs that are recorded with other numbers
+        self.claims: dict[str, str] = {}  #: id → what became of it
+        self.unread = ""  #: why there are none, if their file is damaged
+
+    def add(self, source: Path) -> None:
+        """Add the runs of a results folder that are complete, sound and of this table; then its claims that rest on
+        recorded runs."""
+        for path in sorted(path for path in (source / "runs").glob("[!.]*") if path.is_dir()):
+            try:
+                self.sound[path.name] = self._checked(path)
+            except CompanionError as error:
+                self.refused[path.name] = str(error).replace(f"{path} is", "it is").rstrip(".")
+        if self.sound and not len(self.before) and not self.referenced:
+            begin_histories(self.path)
+        self.other = _differing(self.sound, self.before)
+        agreeing = [run for key, run in self.sound.items() if key not in self.other]
+        record(agreeing, self.path, identity=self.identity, accuracies=self.accuracies)
+        self.after = _rows(self.path)
+        self.other = _differing(self.sound, self.after)
+        try:
+            found = read_claims(source / ("reference" if self.referenced else "") / self.folder / "claims.json")
+        except CompanionError as error:
+            found, self.unread = {}, f"No claim was taken over: {error}"
+        self.claims = take_over(found, self.folder, set(self.after.index) - set(self.other))
+
+    def identity(self, dataset: str) -> str:
+        """What the data set of a run is, by the runs that are recorded; by the images that lie here if there are none.
+
+        Raises:
+            CompanionError: if it is not that of the table, or nobody knows.
+        """
+        if dataset == EMOJI:
+            return EMOJI
+        own, name = self.profile.base.dataset, profiles.slug(dataset)
+        if name != self.images if self.images else dataset != own:
+            raise CompanionError(f"it was trained on {name}, and {self.folder} is of {self.images or own}")
+        if not self.data:
+            try:
+                self.data = data.identity(_here(dataset))
+            except CompanionError as error:
+                raise CompanionError(
+                    f"its images, {name}, are not here, and no recorded run tells what they are: name a folder that "
+                    "has them with DATA="
+                ) from error
+        return self.data
+
+    def accuracies(self, configs: list[Config]) -> list[float]:
+        """Of baselines: as they were found there, or else as they are recorded, or stored here, or trained here where
+        images and device allow it; else nan."""
+        known = {key: run.metrics["linear_accuracy"] for key, run in self.sound.items()}
+        known = (dict(self.before["linear_accuracy"]) if len(self.before) else {}) | known
+        keys = [config.key(self.identity(config.dataset)) for config in configs]
+        here = {k: c.replace(dataset=_here(c.dataset)) for k, c in zip(keys, configs, strict=True) if k not in known}
+        try:
+            sweep([config for config in here.values() if self._can_be_trained(config)])
+        except CompanionError as error:
+            print(error)  # what could be trained is stored
+        for key, config in here.items():
+            if complete(paths.runs() / key):
+                known[key] = Run(config, paths.runs() / key).metrics["linear_accuracy"]
+        return [known.get(key, math.nan) for key in keys]
+
+    def report(self) -> str:
+        """In a few lines what was done."""
+        new = self.after[self.after.index.isin(self.sound) & ~self.after.index.isin(self.before.index)]
+        there = len(set(self.sound) & set(self.before.index))
+        histories = self.path.with_name(HISTORIES)
+        kept = f", histories of {pd.read_csv(histories)['key'].nunique()}" if histories.exists() else ""
+        lines = [f"{self.folder}: {len(new)} runs are new, {there} were there; {len(self.after)} rows now{kept}."]
+        if self.other:
+            lines.append(f"Recorded before with other numbers, and left so: {', '.join(self.other)}.")
+        lines += _grouped("run", self.refused)
+        for name in BASELINES:
+            column = new.get(f"{name}_accuracy", pd.Series(index=new.index, dtype=float))
+            lacking = new[column.isna() & (new["epochs"] > 0) & (new["method"] != "clip")] if len(new) else new
+            if len(lacking):
+                lines.append(
+                    f"No {name}_accuracy in {len(lacking)} new rows: it came with none, and cannot be had here."
+                )
+        fates = list(self.claims.values())
+        told = f"Claims: {fates.count(TAKEN)} taken over, {fates.count(STOOD)} left as they were."
+        lines.append(self.unread or told)
+        return "\n".join(
+            lines + _grouped("claim", {i: why for i, why in self.claims.items() if why not in (TAKEN, STOOD)})
+        )
+
+    def _checked(self, path: Path) -> Run:
+        """The run in a folder, whose every file was read and fits this table.
+
+        Raises:
+            CompanionError: with what is wrong.
+        """
+        if absent := [name for name in FILES if name != WEIGHTS and not (path / name).is_file()]:
+            raise CompanionError(f"it is not complete: it has no {', '.join(absent)}")
+        run = stored(path, dataset="")
+        config, base = run.config, self.profile.base
+        identity = self.identity(config.dataset)
+        of_profile = {"accelerator": base.accelerator}
+        if config.dataset != EMOJI:  # whose sizes their notebook chooses
+            of_profile |= {"image_size": base.image_size, "images": base.n_train + base.n_validation}
+        has = {name: getattr(config, name, config.n_train + config.n_validation) for name in of_profile}
+        if has != of_profile:
+            told = ", ".join(f"{name} {has[name]} and not {value}" for name, value in of_profile.items())
+            raise CompanionError(f"it is not of profile {self.profile.name}: {told}")
+        if self.referenced and config.encoder not in FIXED and config.seed in self.profile.seeds:
+            raise CompanionError(
+                f"its seed is one of the notebooks' own, {self.profile.seeds}: recorded runs have others"
+            )
+        if config.key(identity) != path.name:
+            raise CompanionError(
+                f"its name is not that of its config on the images of this table ({identity}): it was edited, or "
+                "trained on others"
+            )
+        _whole(run)
+        return run
+
+    def _can_be_trained(self, config: Config) -> bool:
+        """Whether its images lie here, and its device is there."""
+        try:
+            return data.identity(config.dataset) == self.identity(config.dataset) and (
+                config.accelerator != "cuda" or torch.cuda.is_available()
+            )
+        except CompanionError:
+            return False
+
+
+def _here(dataset: str) -> str:
+    """An image folder by its name alone, which is looked for among the data sets here; another data set as it is."""
+    if not dataset.startswith("imagefolder:"):
+        return dataset
+    return "imagefolder:" + dataset.removeprefix("imagefolder:").rstrip("/").rpartition("/")[2]
+
+
+def _rows(path: Path) -> pd.DataFrame:
+    """The recorded rows, by their keys."""
+    rows = read(path)
+    return rows.set_index("key") if len(rows) else rows
+
+
+def _whole(run: Run) -> None:
+    """Raise if a file of the run holds less than it should."""
+    numbers = run.metrics
+    if (
+        not all(isinstance(value, int | float) for value in numbers.values())
+        or not np.isfinite([numbers.get(name, math.nan) for name in ("linear_accuracy", "negative_variance")]).all()
+    ):
+        raise CompanionError("its metrics are damaged: expected numbers, and a finite accuracy and variance")
+    if not {"torch", "device", "commit"} <= set(run.provenance):
+        raise CompanionError("its environment.json does not say what it was made with")
+    history = run.history if run.config.epochs else pd.DataFrame()
+    loss = pd.to_numeric(history.get("loss", pd.Series(dtype=float)), errors="coerce")
+    if len(loss) != run.config.epochs or not np.isfinite(loss).all():
+        raise CompanionError(f"its history is damaged: expected {run.config.epochs} epochs, each with a finite loss")
+
+
+def _differing(runs: dict[str, Run], rows: pd.DataFrame) -> list[str]:
+    """Keys of the runs that stand in the table with other numbers, beyond the digits that are recorded."""
+    found = []
+    for key in sorted(set(runs) & set(rows.index)):
+        metrics, row = runs[key].metrics, rows.loc[key]
+        pairs = [(float(row[name]), value) for name, value in metrics.items() if name in row.index]
+        if not np.allclose(*zip(*pairs, strict=True), rtol=1e-6, atol=0, equal_nan=True):
+            found.append(key)
+    return found
+
+
+def _grouped(what: str, refused: dict[str, str]) -> list[str]:
+    """A line a reason, with the names."""
+    reasons = {}
+    for name, why in refused.items():
+        reasons.setdefault(why, []).append(name)
+    lines = []
+    for why, names in reasons.items():
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        lines.append(f"Refused, {len(names)} {what}{'s' * (len(names) > 1)}, {why}: {', '.join(names[:NAMED])}{more}.")
+    return lines
+
+
+def merge(source: str, folder: str, *, weights: bool = False) -> str:
+    """Fetch, check and record; see the module. Done again, it changes nothing.
+
+    Returns:
+        What was done, in a few lines.
+
+    Raises:
+        CompanionError: for a source or a folder that there is not, or recorded files that are damaged.
+    """
+    done = Merge(folder)
+    done.add(fetch(source, folder, weights=weights))
+    return done.report()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Add what another machine computed to the recorded results.")
+    parser.add_argument("source", metavar="FROM", help="its results folder: here, or user@host:path/to/results")
+    parser.add_argument("folder", metavar="INTO", help="folder of results/reference, such as gpu-cifar10-jpeg")
+    parser.add_argument("--weights", action="store_true", help="fetch the weights too")
+    arguments = parser.parse_args()
+    try:
+        print(merge(arguments.source, arguments.folder, weights=arguments.weights))
+    except CompanionError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
