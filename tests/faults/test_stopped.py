@@ -28,11 +28,12 @@ if __name__ == "__main__":
     training.sweep([config.replace(seed=seed) for seed in range(int(sys.argv[2]))], jobs=2)
 """
 SENTINEL = 4321.0  # no loss of any training
+NEVER = 10**9  # steps
 
 
 @pytest.fixture
 def config(tiny):
-    return tiny.replace(n_train=1000, epochs=10, width=16)
+    return tiny.replace(n_train=1000, epochs=30, width=16)  # seconds after the first epoch
 
 
 @pytest.fixture(scope="module")
@@ -155,14 +156,13 @@ def by_a_terminal(make: subprocess.Popen) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stop", "count", "together"),
-    [(by_a_scheduler, 3, 1), (by_a_terminal, 1, 1), (by_a_terminal, 2, 1), (by_a_scheduler, 1, 2)],
+    ("stop", "count"),
+    [(by_a_scheduler, 3), (by_a_terminal, 1)],
 )
 def test_a_stopped_reproduction_saves_itself_ends_and_goes_on(
-    config, project, results, uninterrupted, monkeypatch, stop, count, together
+    config, project, results, uninterrupted, monkeypatch, stop, count
 ):
-    """Trained by two workers of the kernel, by the kernel itself, or by two processes that it starts."""
-    monkeypatch.setenv("CONTRASTIVE_PROCESSES", str(together))
+    """Trained by two workers of the kernel, or by the kernel itself."""
     configs = [config.replace(seed=seed) for seed in range(count)]
     make = reproduce(project, config, count)
     wait_until_one_trains(configs, make)
@@ -171,7 +171,6 @@ def test_a_stopped_reproduction_saves_itself_ends_and_goes_on(
     assert make.returncode < 0  # it ended by the signal
     assert "01_trains: stopped" in told
     wait_until(lambda: not running(results))
-    assert not any(runs.complete(runs.folder(config)) for config in configs)
     marked = mark_what_is_saved(configs)
     assert marked
 
@@ -189,7 +188,6 @@ def test_workers_whose_sweep_is_killed_save_what_they_train_and_go(config, resul
     process.kill()
     process.wait()
     wait_until(lambda: not running(results))
-    assert not any(runs.complete(runs.folder(config)) for config in configs)
     marked = mark_what_is_saved(configs)
     assert marked
     training.sweep(configs)
@@ -199,7 +197,7 @@ def test_workers_whose_sweep_is_killed_save_what_they_train_and_go(config, resul
 @pytest.mark.parametrize("means", [signal.SIGTERM, signal.SIGKILL])
 def test_processes_that_train_together_save_the_step_at_hand(config, results, uninterrupted, monkeypatch, means):
     """Though only the process that started them gets a signal."""
-    config = config.replace(method=MoCo(queue=64, batch_norm_groups=2))  # which draws in every process
+    config = config.replace(epochs=10, method=MoCo(queue=64, batch_norm_groups=2))  # which draws in every process
     monkeypatch.setenv("CONTRASTIVE_PROCESSES", "2")
     process = start([sys.executable, "-c", SWEEP, json.dumps(config.to_dict()), "1"])
     wait_until_one_trains([config.replace(seed=0)], process)
@@ -216,15 +214,15 @@ def test_processes_that_train_together_save_the_step_at_hand(config, results, un
 
 
 def stopped_in_one(fabric, config, folder: Path) -> None:
-    """In one of the processes, after step 11 of 24, which is in the second epoch."""
+    """In one of the processes, after step 11 of 30, which is in the second of three epochs; they agree after 16."""
     torch.set_num_threads(1)
     g = torch.Generator().manual_seed(0)
-    split = Split(torch.randint(256, (128, 3, 16, 16), dtype=torch.uint8, generator=g), torch.arange(128) % 4)
+    split = Split(torch.randint(256, (160, 3, 16, 16), dtype=torch.uint8, generator=g), torch.arange(160) % 4)
     place = {"rank": fabric.global_rank, "world": fabric.world_size}
     for number, description in enumerate((Contrastive(), MoCo(queue=32, batch_norm_groups=2))):
         changed = config.replace(method=description)
         path, ends, taken = folder / str(number) / "checkpoint.pt", [], []
-        for checkpoint, last in ((None, 24), (path, 11), (path, 24)):
+        for checkpoint, last in ((None, NEVER), (path, 11), (path, NEVER)):
             torch.manual_seed(1)
             method, steps = description.build(changed, split), []
             method.after_step = lambda method=method, steps=steps, after=method.after_step: (after(), steps.append(1))
@@ -243,8 +241,8 @@ def stopped_in_one(fabric, config, folder: Path) -> None:
 
 
 def test_what_one_process_is_asked_all_do_after_the_same_step(tiny, tmp_path):
-    config = tiny.replace(n_train=128, batch_size=16, epochs=3, seed=2, learning_rate=0.8)
+    config = tiny.replace(n_train=160, batch_size=16, epochs=3, seed=2, learning_rate=0.8)
     processes.launch(stopped_in_one, config, tmp_path, count=2, accelerator="cpu")
     found = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("found-*")}
     assert len(found) == 4
-    assert list(found.values()) == [{"taken": [24, 16, 8], "status": 143, "same": True}] * 4
+    assert list(found.values()) == [{"taken": [30, 16, 14], "status": 143, "same": True}] * 4
