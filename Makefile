@@ -81,14 +81,17 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 lab: $(ready) ## open the notebooks in JupyterLab; FOLDER=build/student: those without solutions
 	$(bin)jupyter lab '$(or $(FOLDER),notebooks)'
 
+# Make hands SIGTERM on to what it started, a shell does not: what takes long runs in its shell's place, by `exec`.
+these = notebooks PROFILE=$(profile) NOTEBOOKS='$(chosen)' CLAIMS=
 reproduce: $(ready) ## execute the notebooks and print the scoreboard
-	@$(MAKE) -k -j 2 notebooks PROFILE=$(profile) NOTEBOOKS='$(chosen)' CLAIMS=; status=$$?; \
-	  $(py) -m companion.course.report --profile $(profile) --dataset '$(DATASET)' --seed $(SEED); \
+	-@exec $(MAKE) -k -j 2 $(these)
+	@$(py) -m companion.course.report --profile $(profile) --dataset '$(DATASET)' --seed $(SEED); \
+	  $(MAKE) --question $(these); status=$$?; \
 	  [ $$status = 0 ] || echo "Some notebooks failed (above); the scoreboard shows what the others, and earlier runs, have filed." >&2; \
 	  echo "Notebooks: $(folder)/notebooks/   Scoreboard: $(folder)/scoreboard.html"; exit $$status
 
 reference: ## record the experiments of `cpu` with ten seeds in results/reference/: hours; resumes where it was stopped
-	@$(MAKE) reproduce PROFILE=reference NOTEBOOKS='$(if $(strip $(named)),$(chosen),02 03 04 05 07 08 09 10 11 12)' CLAIMS=
+	@exec $(MAKE) reproduce PROFILE=reference NOTEBOOKS='$(if $(strip $(named)),$(chosen),02 03 04 05 07 08 09 10 11 12)' CLAIMS=
 
 merge: $(ready) ## add what another machine computed to results/reference/: FROM=user@host:path/to/results INTO=gpu-cifar10-jpeg
 	@$(py) -m companion.course.merge $(if $(WEIGHTS),--weights) -- '$(FROM)' '$(INTO)'
@@ -96,7 +99,7 @@ merge: $(ready) ## add what another machine computed to results/reference/: FROM
 notebooks: $(call executed,$(chosen))
 
 $(folder)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard companion/*.py companion/*/*.py companion/*/*/*.py companion/*/*.yaml data/*.jpg data/*.webp data/*.tsv)
-	@$(py) -m companion.course.execute $< --profile $(profile) --dataset '$(DATASET)' --seed $(SEED)
+	@exec $(py) -m companion.course.execute $< --profile $(profile) --dataset '$(DATASET)' --seed $(SEED)
 
 # What 05 says of all recorded networks waits until the others have recorded theirs.
 ifeq ($(profile),reference)

@@ -4,7 +4,9 @@ Make decides which and when.
 """
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -18,9 +20,34 @@ with extra("course"):
     import joblib
     import nbformat
     import papermill
+    from jupyter_client import AsyncKernelManager
     from nbclient.exceptions import DeadKernelError
 
 QUIET = ["--IPKernelApp.log_level=ERROR"]  # the kernel's notes on its transport are not the reader's
+GRACE = 30  # seconds in which what trains can save itself: as many as Slurm leaves
+
+
+class Kernel(AsyncKernelManager):
+    """A kernel that ends, with the processes that it has started, when this one is stopped by SIGTERM or Ctrl-C: they
+    get SIGTERM, by which what they train is saved, and are waited for."""
+
+    async def start_kernel(self, **options):
+        await super().start_kernel(**options)
+        process, group = self.provisioner.process, self.provisioner.pgid
+
+        def stop(number, frame):
+            patience = time.monotonic() + GRACE
+            with contextlib.suppress(OSError):  # nobody of the group is left
+                os.killpg(group, signal.SIGTERM)
+                while time.monotonic() < patience:
+                    process.poll()  # or it stays in the group
+                    os.killpg(group, 0)
+                    time.sleep(0.1)
+            raise SystemExit(128 + number)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, stop)
 
 
 def execute(notebook: Path, out: Path, parameters: dict) -> list[str]:
@@ -34,6 +61,7 @@ def execute(notebook: Path, out: Path, parameters: dict) -> list[str]:
     Raises:
         CompanionError: for a parameter that the notebook does not have.
         papermill.exceptions.PapermillExecutionError: if a cell fails.
+        SystemExit: with 128 and the number of the signal that has stopped it.
     """
     known = papermill.inspect_notebook(notebook)
     for name in parameters:
@@ -48,7 +76,8 @@ def execute(notebook: Path, out: Path, parameters: dict) -> list[str]:
         os.environ["CONTRASTIVE_USED_RUNS"] = used.name
         os.environ["CONTRASTIVE_NOTEBOOK"] = notebook.stem
         os.environ["CONTRASTIVE_PROGRESS"] = os.ttyname(2) if sys.stderr.isatty() else "off"
-        papermill.execute_notebook(notebook, failed, parameters, progress_bar=False, extra_arguments=QUIET)
+        kernel = {"kernel_manager_class": Kernel, "extra_arguments": QUIET}
+        papermill.execute_notebook(notebook, failed, parameters, progress_bar=False, **kernel)
         runs = sorted({line.strip() for line in used})
     os.replace(failed, out)
     # If a run is deleted, Make sees a missing prerequisite and runs this notebook again.
@@ -120,6 +149,9 @@ def main() -> int:
     except DeadKernelError as error:
         print(f"{name}: the kernel died ({error}); was the memory enough?", file=sys.stderr)
         return 1
+    except SystemExit as stopped:
+        print(f"{name}: stopped; what it was training is saved, and goes on when it is started again", file=sys.stderr)
+        return stopped.code
     print(f"{name} done in {time.monotonic() - started:.0f} s", flush=True)
     return 0
 

@@ -13,7 +13,7 @@ from companion.errors import CompanionError
 from companion.training.capture import gradient
 from companion.training.config import Config
 from companion.training.methods import Method
-from companion.training.processes import synchronise
+from companion.training.processes import any_of_them, synchronise
 from companion.training.resume import Checkpoints
 from companion.training.sources import Views, seed
 
@@ -36,7 +36,7 @@ def train(
         checkpoint: a file to resume from, and to save to, which the first process does, see
             :class:`~companion.training.resume.Checkpoints`.
         track: numbers to note of the method after every epoch, in the first process.
-        stop: asked after every step whether to save there and leave; of one process only.
+        stop: asked after every step whether to save there and leave; of several processes, one is enough.
 
     Returns:
         The history: for every epoch ``step``, mean ``loss``, and what ``track`` noted.
@@ -48,6 +48,7 @@ def train(
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
     if fabric.world_size > 1:
         synchronise(method, fabric.device)
+        stop = any_of_them(stop)
     wrapped, optimizer = fabric.setup(method, optimizer_of(method, config))
     wrapped.mark_forward_method("loss")  # so that several processes share its gradient
     checkpoints = Checkpoints(checkpoint, config, method, optimizer)

@@ -1,8 +1,10 @@
 """One run on several processes: each sees a part of every batch, the loss sees all of it."""
 
 import inspect
+import itertools
 import multiprocessing
 import os
+import signal
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
@@ -20,7 +22,10 @@ from companion import losses
 from companion.errors import CompanionError, whole
 from companion.losses._gather import world
 from companion.training.methods import Method
+from companion.training.resume import TERMINATED, leave_with_parent, terminable
 
+ASKED_EVERY = 8  # steps after which the processes agree whether to stop
+PATIENCE = timedelta(days=1)  # with a process that measures; one that has failed is noticed by who started it
 TOLD = f"{CompanionError.__module__}.{CompanionError.__name__}: "  # how a traceback ends on one
 
 
@@ -44,7 +49,7 @@ def number() -> int:
 
 def launch(function: Callable, *arguments, count: int, accelerator: str = "auto", precision: str = "32-true") -> None:
     """Call ``function(fabric, *arguments)`` in ``count`` new processes of this machine at once, by gloo on the CPU and
-    by NCCL with a GPU each. If one fails, the others are ended.
+    by NCCL with a GPU each. If one fails, the others are ended. SIGTERM is handed on to them, and waited for.
 
     Args:
         function: importable by its name, since it is sent to the processes, as the arguments are.
@@ -55,6 +60,7 @@ def launch(function: Callable, *arguments, count: int, accelerator: str = "auto"
 
     Raises:
         CompanionError: for more processes than CUDA devices, and with what a process told before it failed.
+        SystemExit: with the status of a process that SIGTERM ended, 143, after SIGTERM.
     """
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
@@ -63,13 +69,16 @@ def launch(function: Callable, *arguments, count: int, accelerator: str = "auto"
             f"{count} processes were asked for and there are {torch.cuda.device_count()} CUDA devices: expected one "
             "for each. Lower PROCESSES, or set accelerator='cpu'."
         )
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, terminable() as asked:
         given = (count, accelerator, precision, Path(folder, "met"), function, arguments)
         started = spawn(_start, given, nprocs=count, join=False)
         try:
-            while not started.join(grace_period=1):
-                pass
+            while not started.join(timeout=0.5, grace_period=1):
+                for process in started.processes if asked() else ():
+                    process.terminate()
         except ProcessException as error:
+            if asked():
+                raise SystemExit(TERMINATED) from error
             *_, last = str(error).strip().splitlines()
             told = str(error).rpartition(TOLD)[2].strip() if TOLD in str(error) else last
             raise CompanionError(
@@ -82,13 +91,14 @@ def launch(function: Callable, *arguments, count: int, accelerator: str = "auto"
 
 
 def _start(rank: int, count: int, accelerator: str, precision: str, meeting: Path, function, arguments) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it sees to Ctrl-C
+    leave_with_parent()
     os.environ["LOCAL_RANK"] = str(rank)  # by which Fabric knows that its processes are there already
     # They meet by a file, for a port that is free now may be taken when they need it.
     on = {"device_id": torch.device("cuda", rank)} if accelerator == "cuda" else {}
     backend = "nccl" if accelerator == "cuda" else "gloo"
-    patience = timedelta(days=1)  # with a process that measures; one that has failed is noticed by who started it
     where = meeting.as_uri()
-    dist.init_process_group(backend, init_method=where, rank=rank, world_size=count, timeout=patience, **on)
+    dist.init_process_group(backend, init_method=where, rank=rank, world_size=count, timeout=PATIENCE, **on)
     # Every process computes the same buffers of the same numbers: none, MoCo's queue least, is sent at each step.
     sync = "forward_sync_buffers"  # as newer versions of torch have it
     sync = sync if sync in inspect.signature(nn.parallel.DistributedDataParallel).parameters else "broadcast_buffers"
@@ -98,6 +108,25 @@ def _start(rank: int, count: int, accelerator: str, precision: str, meeting: Pat
     fabric.launch()
     function(fabric, *arguments)
     dist.destroy_process_group()
+
+
+def any_of_them(stop: Callable[[], bool]) -> Callable[[], bool]:
+    """A function that all processes call after every step, and that becomes true in all of them after the same step,
+    soon after ``stop`` did in one.
+
+    They ask each other by the CPU, so that no GPU is waited for, and not every time: asking takes some 0.1 ms at best,
+    and as long as the last of them is late.
+    """
+    group, calls = dist.new_group(backend="gloo", timeout=PATIENCE), itertools.count(1)
+
+    def agreed() -> bool:
+        if next(calls) % ASKED_EVERY:
+            return False
+        asked = torch.tensor(int(stop()))
+        dist.all_reduce(asked, dist.ReduceOp.MAX, group=group)
+        return bool(asked)
+
+    return agreed
 
 
 def synchronise(method: Method, device: torch.device) -> None:

@@ -2,8 +2,10 @@
 
 import contextlib
 import copy
+import functools
 import io
 import itertools
+import multiprocessing
 import os
 import pickle
 import signal
@@ -15,10 +17,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from companion import store
 from companion.errors import CompanionError, positive
+from companion.losses._gather import world
 from companion.training.config import Config
 from companion.training.methods import Method
 
@@ -75,6 +79,9 @@ class Checkpoints:
         state = torch.load(path, weights_only=True, map_location="cpu")
         if state["config"] != _described(self.config):
             raise ValueError("it is of a run with other settings")
+        if state["part"] and len(state["part"]["processes"]) != world():
+            count = len(state["part"]["processes"])
+            raise ValueError(f"it was saved in the middle of an epoch by {count} processes, and there are {world()}")
         before = copy.deepcopy((self.method.state_dict(), self.optimizer.state_dict()))
         try:
             self.method.load_state_dict(state["method"])
@@ -90,13 +97,14 @@ class Checkpoints:
         """The batches of an epoch that are not done yet, all but once; ``total`` gets the loss of those that are."""
         part, self.part = self.part, None
         if part:
+            mine = part["processes"][dist.get_rank() if world() > 1 else 0]
             # They are drawn again but not trained on, so that the source's generators are where they were.
             for _ in itertools.islice(batches, part["steps"]):
                 pass
-            total += part["total"].to(total)
-            torch.set_rng_state(part["generators"]["cpu"])
-            if "cuda" in part["generators"] and torch.cuda.is_initialized():
-                torch.cuda.set_rng_state(part["generators"]["cuda"])
+            total += mine["total"].to(total)
+            torch.set_rng_state(mine["generators"]["cpu"])
+            if "cuda" in mine["generators"] and torch.cuda.is_initialized():
+                torch.cuda.set_rng_state(mine["generators"]["cuda"])
         return batches
 
     def after_epoch(self, history: list[dict]) -> None:
@@ -108,19 +116,27 @@ class Checkpoints:
         self._count(history)
 
     def stop(self, history: list[dict], steps: int, total: Tensor) -> None:
-        """Save in the middle of an epoch, after so many of its steps and with their summed loss, and leave."""
+        """Save in the middle of an epoch, after so many of its steps and with their summed loss, and leave; of several
+        processes each leaves when the first has saved what all of them gave."""
         if self.path is None:
             raise SystemExit(TERMINATED)
         generators = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_initialized():
             generators["cuda"] = torch.cuda.get_rng_state()
-        self._save(history, {"steps": steps, "total": total.cpu(), "generators": generators})
-        run = self.path.parent.name.removeprefix(".partial-")
-        print(
-            f"SIGTERM: {run} is saved after step {steps} of epoch {len(history) + 1}, and goes on from there when it "
-            "is asked for again.",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+        given = [{"total": total.cpu(), "generators": generators}] * world()
+        if world() > 1:
+            dist.all_gather_object(given, given[0])
+        if world() == 1 or dist.get_rank() == 0:
+            self._save(history, {"steps": steps, "processes": given})
+            run = self.path.parent.name.removeprefix(".partial-")
+            with contextlib.suppress(OSError):  # whoever would read it may be gone
+                print(
+                    f"SIGTERM: {run} is saved after step {steps} of epoch {len(history) + 1}, and goes on from there "
+                    "when it is asked for again.",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
+        if world() > 1:
+            dist.barrier()  # when one has left, the others are ended
         raise SystemExit(TERMINATED)
 
     def _save(self, history: list[dict], part: dict | None) -> None:
@@ -149,16 +165,16 @@ def _described(config: Config) -> dict:
 
 
 @contextlib.contextmanager
-def terminable(wanted: bool = True) -> Iterator[Callable[[], bool]]:
+def terminable() -> Iterator[Callable[[], bool]]:
     """Inside, SIGTERM, a cluster's notice, only makes the function that is yielded true, so that a step ends and is
     saved; afterwards the signal goes to whoever handled it before, which by default ends the process.
 
-    Only a process's main thread can listen. In another, and where SIGTERM is ignored already or ``wanted`` is false,
-    the function stays false and the signal does what it did.
+    Only a process's main thread can listen. In another, and where SIGTERM is ignored already, the function stays false
+    and the signal does what it did.
     """
     asked = threading.Event()
     main = threading.current_thread() is threading.main_thread()
-    if not (wanted and main) or signal.getsignal(signal.SIGTERM) in (signal.SIG_IGN, None):
+    if not main or signal.getsignal(signal.SIGTERM) in (signal.SIG_IGN, None):
         yield asked.is_set
         return
     before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
@@ -168,3 +184,27 @@ def terminable(wanted: bool = True) -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGTERM, before)
         if asked.is_set():
             signal.raise_signal(signal.SIGTERM)
+
+
+@functools.cache
+def leave_with_parent() -> None:
+    """Send SIGTERM to this process, which multiprocessing or joblib has started, once whoever started it is gone: what
+    it trains is saved, and nobody waits for it. A process with no such parent is left alone."""
+
+    def watch() -> None:
+        while not _orphaned():
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if multiprocessing.parent_process():
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _orphaned() -> bool:
+    parent = multiprocessing.parent_process()
+    if os.getppid() == parent.pid:
+        return False
+    try:
+        return not parent.is_alive()  # a fork server may stand between
+    except ValueError:  # joblib's workers have nothing to ask it by, and nothing between
+        return True

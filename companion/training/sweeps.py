@@ -24,7 +24,7 @@ from companion.training.loop import train
 from companion.training.methods import Clip
 from companion.training.pairs import track as track_pairs
 from companion.training.provenance import algorithms, provenance
-from companion.training.resume import terminable
+from companion.training.resume import leave_with_parent, terminable
 from companion.training.runs import Run, complete, folder, initial, load_data, measure, two_views
 from companion.training.sources import Views
 
@@ -104,6 +104,7 @@ def _ensure(config: Config, jobs: int) -> None:
 
 def _ensure_elsewhere(config: Config, jobs: int, settings: dict[str, str]) -> str | None:
     """The same in a worker; what went wrong is returned, so that the other runs go on."""
+    leave_with_parent()
     for name in [name for name in os.environ if name.startswith("CONTRASTIVE_")]:
         del os.environ[name]
     os.environ.update(settings)
@@ -152,7 +153,7 @@ def _train_on(fabric: Fabric, config: Config, final: Path) -> None:
         return metrics.similarity_statistics(u, v) | method.notes(u, v, y)
 
     method.to(fabric.device)
-    with terminable(fabric.world_size == 1) as stop:  # several processes would have to agree on the step
+    with terminable() as stop:
         saved = {"checkpoint": partial / "checkpoint.pt", "stop": stop}
         history = train(method, source, config, fabric=fabric, track=track, **saved)
     if config.calibrate_batch_norm:

@@ -93,23 +93,6 @@ def test_a_stopped_run_resumes_and_ends_bit_identical(config, results, uninterru
     assert_same(resumed, whole)
 
 
-def test_a_run_of_two_processes_whose_starter_is_killed_ends_them_and_resumes(config, results, monkeypatch, tmp_path):
-    """They would otherwise go on, and write, beside whoever trains the run next."""
-    monkeypatch.setenv("CONTRASTIVE_PROCESSES", "2")
-    process = start_and_wait(config, epoch=3)
-    process.kill()  # it alone
-    process.communicate(timeout=60)  # until nobody holds its output any more
-    marker = sweeps._partial(runs.folder(config)) / "epochs"
-    done = marker.stat().st_size
-    assert 3 <= done < config.epochs
-    time.sleep(1)
-    assert marker.stat().st_size == done
-    resumed = training.run(config)
-    monkeypatch.setenv("CONTRASTIVE_RESULTS", str(tmp_path / "whole"))
-    whole = training.run(config)
-    assert_same(resumed, whole)
-
-
 def test_sigterm_saves_the_step_at_hand_tells_it_and_ends_the_process(config, results, uninterrupted, monkeypatch):
     """A cluster's notice, which leaves seconds; so it does not depend on when the last checkpoint was written."""
     monkeypatch.setenv("CONTRASTIVE_CHECKPOINT_SECONDS", "1e9")
