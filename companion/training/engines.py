@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -72,21 +73,24 @@ class Engine:
         return processes.number() if uses else 0
 
     def _reach(self) -> None:
-        """A client may wait for minutes where nothing listens."""
-        parts = None
+        """A client waits for minutes, or for ever, where nothing or something else listens, such as a dashboard."""
+        protocol, _, rest = self.address.rpartition("://")
+        where = None, None
         with contextlib.suppress(ValueError):
-            parts = urlsplit(self.address if "://" in self.address else f"//{self.address}")
+            parts = urlsplit(f"//{rest}")
             where = parts.hostname, parts.port
-        if not parts or not all(where):
+        if not all(where):
             raise CompanionError(
                 f"ADDRESS (or CONTRASTIVE_ADDRESS) is {self.address!r}: expected that of {STARTED[self.name]}."
             )
         try:
-            socket.create_connection(where, timeout=SECONDS["answer"]).close()
+            with socket.create_connection(where, timeout=SECONDS["answer"]) as connection:
+                if protocol in ("", "tcp"):
+                    connection.recv(1)  # both speak first
         except OSError as error:
             raise CompanionError(
-                f"Nothing answers at {self.address} ({error.strerror or error}): expected {STARTED[self.name]}. Start "
-                "it, or leave ADDRESS out for a cluster of this machine."
+                f"Nothing of {self.name} answers at {self.address} ({error.strerror or error}): expected "
+                f"{STARTED[self.name]}. Start it, or leave ADDRESS out for a cluster of this machine."
             ) from error
 
 
@@ -176,9 +180,16 @@ def _connecting(engine: Engine) -> Iterator[None]:
     except Exception as error:
         if not engine.address:
             raise
+        token = " Where it asks for a token, set RAY_AUTH_MODE=token." * (engine.name == "ray")
         raise CompanionError(
-            f"{engine.address} does not answer as {STARTED[engine.name]}, would ({type(error).__name__}: {error})."
+            f"No client could connect to {engine.address} ({type(error).__name__}: {error}): expected "
+            f"{STARTED[engine.name]}, in the version that is installed here.{token}"
         ) from error
+
+
+def _unpack() -> Callable[[bytes], list]:
+    """What a worker does, sent as code: what it cannot import fails the task, which tells it, and not the worker."""
+    return lambda task: pickle.loads(task)()
 
 
 @contextlib.contextmanager
@@ -187,7 +198,7 @@ def _ray(engine: Engine, configs: list[Config], jobs: int | None) -> Iterator[tu
         import ray
 
     def submit(task, cpus, gpus):
-        return call.options(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES).remote(task).future()
+        return call.options(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES).remote(pickle.dumps(task)).future()
 
     own = not ray.is_initialized()  # else by who called this
     if own:
@@ -199,7 +210,7 @@ def _ray(engine: Engine, configs: list[Config], jobs: int | None) -> Iterator[tu
         with _connecting(engine):
             ray.init(**options)
     try:
-        call = ray.remote(_call)
+        call = ray.remote(_unpack())
         yield submit, [node["Resources"] for node in ray.nodes() if node["Alive"]]
     finally:
         if own:
@@ -213,8 +224,9 @@ def _dask(engine: Engine, configs: list[Config], jobs: int | None) -> Iterator[t
         from distributed import Client, LocalCluster
 
     def submit(task, cpus, gpus):
-        return client.submit(_call, task, pure=False, resources={"GPU": gpus} if gpus else None)
+        return client.submit(call, pickle.dumps(task), pure=False, resources={"GPU": gpus} if gpus else None)
 
+    call = _unpack()
     with contextlib.ExitStack() as stack:
         where = engine.address
         if not where:
@@ -222,7 +234,7 @@ def _dask(engine: Engine, configs: list[Config], jobs: int | None) -> Iterator[t
             room = (int(1 / gpus) or 1) if gpus else joblib.cpu_count() // processes.number()  # all see the first GPU
             if processes.number() > 1:  # which a daemon may not start
                 stack.enter_context(dask.config.set({"distributed.worker.daemon": False}))
-            options = {"n_workers": jobs or max(1, room), "threads_per_worker": 1, "dashboard_address": None}
+            options = {"n_workers": jobs or max(1, room), "threads_per_worker": 1, "dashboard_address": ":0"}
             where = stack.enter_context(LocalCluster(resources={"GPU": gpus}, **options))
         with _connecting(engine):
             client = stack.enter_context(Client(where, timeout=SECONDS["connect"], set_as_default=False))
@@ -237,7 +249,3 @@ def _dask(engine: Engine, configs: list[Config], jobs: int | None) -> Iterator[t
         have = client.run_on_scheduler(lambda dask_scheduler: [w.resources for w in dask_scheduler.workers.values()])
         # A worker trains one run at a time, whatever its threads.
         yield submit, [{"GPU": resources.get("GPU", 0), "CPU": processes.number()} for resources in have]
-
-
-def _call(task: Callable):
-    return task()
