@@ -47,6 +47,11 @@ def holder(config) -> int | None:
                 return int(descriptor.parts[2])
 
 
+def parent(process: int) -> int | None:
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def in_the_middle(config) -> bool:
     marker = sweeps._partial(runs.folder(config)) / "epochs"
     with contextlib.suppress(OSError):
@@ -56,15 +61,14 @@ def in_the_middle(config) -> bool:
 
 @contextlib.contextmanager
 def killing(configs, kill):
-    """Inside, ``kill(process)`` is called once, with a process that is in the middle of a run."""
+    """Inside, ``kill`` is called with processes that are in the middle of a run, until it does not return False."""
     killed, over = [], threading.Event()
 
     def watch():
         while not (killed or over.wait(0.02)):
             for config in filter(in_the_middle, configs):
                 process = holder(config)
-                if process and in_the_middle(config):
-                    kill(process)
+                if process and in_the_middle(config) and kill(process) is not False:
                     killed.append(process)
                     return
 
@@ -117,7 +121,11 @@ def two_machines():
 def test_ray_trains_a_run_again_whose_machine_is_lost(configs, engine, alone, monkeypatch, two_machines):
     engine("ray", address=two_machines.address)
 
+    (raylet,) = two_machines.second.all_processes["raylet"]
+
     def lose(process):
+        if parent(process) != raylet.process.pid:
+            return False
         two_machines.remove_node(two_machines.second, allow_graceful=False)
 
     with killing(configs, lose):
