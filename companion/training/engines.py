@@ -51,11 +51,11 @@ class Engine:
             cpus, gpus = processes.number(), self.takes(configs, any(have.get("GPU") for have in machines))
             room = places(machines, cpus, gpus)
             if not room:
+                said = " Start it with `--resources GPU=1`." if self.name == "dask" and gpus else ""
                 raise CompanionError(
                     f"A run takes {cpus} CPUs and {gpus:g} GPUs, and none of the {len(machines)} {_part(self.name)} "
-                    f"has them: expected one that does. GPUS={gpus:g} asks for the GPUs, PROCESSES={cpus} for the CPUs."
-                    + " A Dask worker says what it has: `--resources GPU=1`."
-                    * (self.name == "dask" and gpus > 0)
+                    f"has them: expected one that does. GPUS={gpus:g} asks for the GPUs, PROCESSES={cpus} for the "
+                    f"CPUs.{said}"
                 )
             at_once = min(jobs or len(configs), len(configs))
             # Parallel would take a single job to mean this very process.
@@ -205,7 +205,7 @@ def _ray(engine: Engine, configs: list[Config], jobs: int | None) -> Iterator[tu
         options = {"address": engine.address or "local", "log_to_driver": False}
         if not engine.address:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # which would be sent to its makers
-            cpus = (jobs * processes.number()) if jobs else joblib.cpu_count()
+            cpus = jobs * processes.number() if jobs else max(joblib.cpu_count(), processes.number())
             options |= {"num_cpus": cpus, "include_dashboard": False}
         with _connecting(engine):
             ray.init(**options)

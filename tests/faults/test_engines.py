@@ -97,10 +97,11 @@ def assert_all_there_once(found, configs, alone, monkeypatch):
             assert (run.path / name).read_bytes() == (same.path / name).read_bytes(), name
 
 
-def test_ray_trains_a_run_again_whose_worker_is_killed(configs, engine, alone, monkeypatch):
+@pytest.mark.parametrize("means", [signal.SIGKILL, signal.SIGTERM])
+def test_ray_trains_a_run_again_whose_worker_is_killed(configs, engine, alone, monkeypatch, means):
     ray = pytest.importorskip("ray")
     engine("ray", jobs="2")
-    with killing(configs, lambda process: os.kill(process, signal.SIGKILL)):
+    with killing(configs, lambda process: os.kill(process, means)):
         found = training.sweep(configs)
     assert not ray.is_initialized()
     assert_all_there_once(found, configs, alone, monkeypatch)
