@@ -231,7 +231,9 @@ def _dask(engine: Engine, configs: list[Config], jobs: int | None) -> Iterator[t
         where = engine.address
         if not where:
             gpus = engine.takes(configs, torch.cuda.is_available())
-            room = (int(1 / gpus) or 1) if gpus else joblib.cpu_count() // processes.number()  # all see the first GPU
+            room = joblib.cpu_count() // processes.number()
+            if gpus:  # all see the first GPU
+                room = min(room, int(1 / gpus))
             if processes.number() > 1:  # which a daemon may not start
                 stack.enter_context(dask.config.set({"distributed.worker.daemon": False}))
             options = {"n_workers": jobs or max(1, room), "threads_per_worker": 1, "dashboard_address": ":0"}

@@ -137,7 +137,7 @@ def test_ray_trains_a_run_again_whose_machine_is_lost(configs, engine, alone, mo
 @pytest.fixture
 def two_workers(tmp_path):
     """The address of a Dask scheduler, and its two workers, which die when they are killed."""
-    pytest.importorskip("distributed")
+    pytest.importorskip("dask")  # `distributed` is a folder of tests, too
     file, processes = tmp_path / "scheduler.json", []
 
     def start(*arguments):
@@ -166,7 +166,7 @@ def test_dask_trains_a_run_again_whose_worker_is_killed(configs, engine, alone, 
 
 
 def test_dask_of_this_machine_trains_a_run_again_whose_worker_is_killed(configs, engine, alone, monkeypatch):
-    pytest.importorskip("distributed")
+    pytest.importorskip("dask")  # `distributed` is a folder of tests, too
     engine("dask", jobs="2")
     with killing(configs, lambda process: os.kill(process, signal.SIGKILL)):
         found = training.sweep(configs)
