@@ -7,6 +7,9 @@ DATA      ?=
 DATASET   ?=
 JOBS      ?=
 PROCESSES ?=
+ENGINE    ?=
+ADDRESS   ?=
+GPUS      ?=
 DETERMINISTIC ?=
 SEED      ?= 0
 FROM      ?=
@@ -47,6 +50,9 @@ ready := $(if $(VENV),$(VENV)/.ready)
 export CONTRASTIVE_DATA := $(or $(DATA),$(CONTRASTIVE_DATA))
 export CONTRASTIVE_JOBS := $(or $(JOBS),$(CONTRASTIVE_JOBS))
 export CONTRASTIVE_PROCESSES := $(or $(PROCESSES),$(CONTRASTIVE_PROCESSES))
+export CONTRASTIVE_ENGINE := $(or $(ENGINE),$(CONTRASTIVE_ENGINE))
+export CONTRASTIVE_ADDRESS := $(or $(ADDRESS),$(CONTRASTIVE_ADDRESS))
+export CONTRASTIVE_GPUS := $(or $(GPUS),$(CONTRASTIVE_GPUS))
 export CONTRASTIVE_DETERMINISTIC := $(or $(DETERMINISTIC),$(CONTRASTIVE_DETERMINISTIC))
 export CONTRASTIVE_RESULTS := $(CURDIR)/results
 export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)# two notebooks run at once: threads of one would wait for those of the other
@@ -55,7 +61,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help setup lab reproduce reference merge notebooks test lint freeze book serve student slides bench clean
 
 help: ## print this help
-	@echo "make TARGET [PROFILE=auto] [NOTEBOOKS='08 09'] [CLAIMS='id …'] [DATA=folder] [DATASET=name] [JOBS=n] [PROCESSES=n] [DETERMINISTIC=1] [SEED=0] [VENV=.venv]"
+	@echo "make TARGET [PROFILE=auto] [NOTEBOOKS='08 09'] [CLAIMS='id …'] [DATA=folder] [DATASET=name] [JOBS=n] [PROCESSES=n] [ENGINE=loky] [ADDRESS=host:port] [GPUS=n] [DETERMINISTIC=1] [SEED=0] [VENV=.venv]"
 	@echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
@@ -66,6 +72,9 @@ help: ## print this help
 	@echo "  DATASET    a data set in place of the profile's own, such as cifar10 or imagefolder:FOLDER"
 	@echo "  JOBS       runs that are trained at once; default: one a core"
 	@echo "  PROCESSES  processes that train a run together, with a GPU each if it uses any; default: 1"
+	@echo "  ENGINE     what trains the runs: loky, processes of this machine, the default; or a ray or dask cluster"
+	@echo "  ADDRESS    of that cluster; default: one of this machine, for each sweep"
+	@echo "  GPUS       GPUs of the cluster that a run takes, such as 0.5; default: one a process, where a run uses any"
 	@echo "  FROM       of merge: a results folder, here or user@host:path; INTO: the recorded results that it goes to; WEIGHTS=1: fetch them too"
 	@echo "  DETERMINISTIC  1: only algorithms that repeat their results bit by bit on the same device"
 

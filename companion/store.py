@@ -7,7 +7,9 @@ locks: they vanish with the process that holds them, even after ``kill -9``.
 import contextlib
 import os
 import shutil
+import socket
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,6 +79,29 @@ def slot(count: int) -> Iterator[None]:
             finally:
                 place.release()
         time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def sign() -> Iterator[Path]:
+    """A file in the run store, as long as the block lasts, by which another machine recognises it."""
+    path = Path(_lock(f"sign-{uuid.uuid4().hex}").lock_file)
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def recognise(sign: Path) -> None:
+    """Do nothing where the run store is the one that ``sign`` is in.
+
+    Raises:
+        CompanionError: on a machine that has another disk at its place.
+    """
+    if not sign.exists():
+        raise CompanionError(
+            f"{socket.gethostname()} does not see what is in {paths.runs()} on the machine that asks for this run: let "
+            "CONTRASTIVE_RESULTS name a folder that all machines share."
+        )
 
 
 def publish(partial: Path, final: Path) -> None:

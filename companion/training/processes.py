@@ -59,7 +59,8 @@ def launch(function: Callable, *arguments, count: int, accelerator: str = "auto"
         precision: as Fabric names it.
 
     Raises:
-        CompanionError: for more processes than CUDA devices, and with what a process told before it failed.
+        CompanionError: for more processes than CUDA devices, in a process that may not start any, and with what a
+            process told before it failed.
         SystemExit: with the status of a process that SIGTERM ended, 143, after SIGTERM.
     """
     if accelerator == "auto":
@@ -68,6 +69,11 @@ def launch(function: Callable, *arguments, count: int, accelerator: str = "auto"
         raise CompanionError(
             f"{count} processes were asked for and there are {torch.cuda.device_count()} CUDA devices: expected one "
             "for each. Lower PROCESSES, or set accelerator='cpu'."
+        )
+    if multiprocessing.current_process().daemon:
+        raise CompanionError(
+            f"{count} processes were asked for, and this one is a daemon, which may not start any: start Dask workers "
+            "with `--no-nanny`, or with DASK_DISTRIBUTED__WORKER__DAEMON=False in their environment."
         )
     with tempfile.TemporaryDirectory() as folder, terminable() as asked:
         given = (count, accelerator, precision, Path(folder, "met"), function, arguments)

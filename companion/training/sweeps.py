@@ -16,9 +16,9 @@ from lightning_fabric import Fabric
 from threadpoolctl import threadpool_limits
 from torch.optim.swa_utils import update_bn
 
-from companion import metrics, store
+from companion import metrics, paths, store
 from companion.errors import CompanionError, whole
-from companion.training import emoji, processes, progress
+from companion.training import emoji, engines, processes, progress
 from companion.training.config import TRAINING_VERSION, Config
 from companion.training.loop import train
 from companion.training.methods import Clip
@@ -29,6 +29,8 @@ from companion.training.runs import Run, complete, folder, initial, load_data, m
 from companion.training.sources import Views
 
 TRACKED_PAIRS = 256  # positive pairs behind the similarity statistics of the history, after every epoch
+LATE = 60  # seconds after which a disk that machines share shows what another one wrote: NFS's default, at most
+_ALONE = threading.Lock()  # of a worker with several threads: a training sets what torch knows once a process
 
 
 def run(config: Config) -> Run:
@@ -42,47 +44,83 @@ def sweep(configs: list[Config], *, jobs: int | None = None) -> list[Run]:
     With ``CONTRASTIVE_PROCESSES`` above 1 as many processes train each run together, with a GPU each if it uses any
     (:mod:`companion.training.processes`).
 
-    The processes are joblib's: inside ``joblib.parallel_config("ray")`` or ``("dask")`` the sweep runs on that cluster.
+    ``CONTRASTIVE_ENGINE`` says what trains them: ``loky``, the default, processes of this machine; ``ray`` or ``dask``
+    the cluster at ``CONTRASTIVE_ADDRESS`` or, without one, one of this machine that is started for the sweep and closed
+    after it. There a run takes ``CONTRASTIVE_GPUS`` GPUs, a part of one if below 1; by default none, or where it uses
+    any one a process. All machines of a cluster need the package, the data, and this run store on a disk that they
+    share; a run whose worker is killed is trained on by another one.
 
     Args:
         configs: descriptions of the runs; equal ones are trained once.
-        jobs: most processes at once; default: ``CONTRASTIVE_JOBS``, or 1 if a run uses the GPU, or else the cores that
-            this process may use, divided by the processes that a run takes.
+        jobs: most runs at once; default: ``CONTRASTIVE_JOBS``, or what a cluster has room for, or on this machine 1 if
+            a run uses the GPU, else the cores that this process may use, divided by the processes that a run takes.
 
     Returns:
         The runs, in the order of ``configs``.
 
     Raises:
         CompanionError: for a number of jobs or processes below 1, a batch that the processes do not divide, missing or
-            damaged data, diverged losses, or a run store that cannot be written. A run that fails does not stop the
-            others: all that could be trained are stored when this is raised.
+            damaged data, diverged losses, or a run store that cannot be written; for an engine that is unknown, not
+            installed, does not answer, has no room for a run, or writes where it is not seen from here. A run that
+            fails does not stop the others: all that could be trained are stored when this is raised.
     """
-    jobs = _default_jobs(configs) if jobs is None else whole(jobs, "jobs", least=1)
+    jobs, engine = _asked(jobs), engines.chosen()
     folders = {config: folder(config) for config in configs}
     missing = [config for config, path in folders.items() if not complete(path)]
     if missing:
         processes.number()  # what is wrong with it, or with the data, is told here, not from the depth of a worker
         load_data(missing[0])
         with _watch(missing, folders):
-            if len(missing) == 1:
-                _ensure(missing[0], jobs)
+            if engine.name != "loky":
+                _on_cluster(engine, missing, jobs)
+            elif len(missing) == 1:
+                _ensure(missing[0], jobs or _default_jobs(configs))
             else:
-                # A worker may be older than a change of these variables, or run on another machine.
-                settings = {name: value for name, value in os.environ.items() if name.startswith("CONTRASTIVE_")}
-                task = joblib.delayed(_ensure_elsewhere)
+                jobs = jobs or _default_jobs(configs)
+                task, settings = joblib.delayed(_ensure_elsewhere), _settings()
                 failures = joblib.Parallel(n_jobs=min(jobs, len(missing)))(task(c, jobs, settings) for c in missing)
                 _tell(missing, failures)
     _remember(folders.values())
     return [Run(config, folders[config]) for config in configs]
 
 
-def _default_jobs(configs: list[Config]) -> int:
+def _asked(jobs: int | None) -> int | None:
+    if jobs is not None:
+        return whole(jobs, "jobs", least=1)
     given = os.environ.get("CONTRASTIVE_JOBS", "").strip()
     if given:
         return whole(int(given) if given.isdecimal() else given, "JOBS (or CONTRASTIVE_JOBS)", least=1)
+
+
+def _default_jobs(configs: list[Config]) -> int:
     if torch.accelerator.is_available() and any(config.accelerator != "cpu" for config in configs):
         return 1  # every run takes the first GPU, which one process keeps busy
     return max(1, joblib.cpu_count() // processes.number())
+
+
+def _settings() -> dict[str, str]:
+    """What a worker may not know, which may be older than a change of these variables, or run on another machine."""
+    return {name: value for name, value in os.environ.items() if name.startswith("CONTRASTIVE_")}
+
+
+def _on_cluster(engine: engines.Engine, missing: list[Config], jobs: int | None) -> None:
+    settings = _settings() | {"CONTRASTIVE_RESULTS": str(paths.results().absolute())}  # a worker is in another folder
+    if settings.get("CONTRASTIVE_DATA"):
+        settings["CONTRASTIVE_DATA"] = str(paths.data_roots()[0].absolute())
+    task = joblib.delayed(_ensure_elsewhere)
+    with engine.cluster(missing, jobs) as (parallel, places), store.sign() as sign:
+        failures = parallel(task(config, places, settings, sign) for config in missing)
+    deadline = time.monotonic() + LATE
+    for number, config in enumerate(missing):
+        final = folder(config)
+        while not (failures[number] or complete(final)):
+            if time.monotonic() > deadline:
+                failures[number] = (
+                    f"its worker has stored it, and it is not in {final.parent}: let CONTRASTIVE_RESULTS name a folder "
+                    "that all machines share, and give all of them the same version of the companion"
+                )
+            time.sleep(0.1)
+    _tell(missing, failures)
 
 
 def _tell(configs: list[Config], failures: list[str | None]) -> None:
@@ -93,25 +131,31 @@ def _tell(configs: list[Config], failures: list[str | None]) -> None:
         )
 
 
-def _ensure(config: Config, jobs: int) -> None:
-    """Train one run unless it is there; wait if another process is training it."""
+def _ensure(config: Config, places: int | None) -> None:
+    """Train one run unless it is there; wait if another process is training it, or all ``places`` are taken."""
     final = folder(config)
     with store.lock(final.name):
         if not complete(final):
-            with store.slot(jobs):
+            with store.slot(places) if places else contextlib.nullcontext():
                 _train(config, final)
 
 
-def _ensure_elsewhere(config: Config, jobs: int, settings: dict[str, str]) -> str | None:
+def _ensure_elsewhere(
+    config: Config, places: int | None, settings: dict[str, str], sign: Path | None = None
+) -> str | None:
     """The same in a worker; what went wrong is returned, so that the other runs go on."""
-    leave_with_parent()
-    for name in [name for name in os.environ if name.startswith("CONTRASTIVE_")]:
-        del os.environ[name]
-    os.environ.update(settings)
-    try:
-        _ensure(config, jobs)
-    except Exception as error:
-        return str(error) if isinstance(error, CompanionError) else f"{type(error).__name__}: {error}"
+    if sign is None:  # the workers of a cluster have a life of their own
+        leave_with_parent()
+    with _ALONE:
+        for name in [name for name in os.environ if name.startswith("CONTRASTIVE_")]:
+            del os.environ[name]
+        os.environ.update(settings)
+        try:
+            if sign:
+                store.recognise(sign)
+            _ensure(config, places)
+        except Exception as error:
+            return str(error) if isinstance(error, CompanionError) else f"{type(error).__name__}: {error}"
 
 
 def _train(config: Config, final: Path) -> None:

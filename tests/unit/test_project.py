@@ -40,7 +40,7 @@ ROOMS = [
 FILES = {
     "training": ["settings", "augment", "encoders", "methods", "config", "digits", "data", "sources", "emoji",
                  "progress", "provenance", "probe", "retrieval", "pixels", "pairs", "checkpoint", "capture", "resume",
-                 "processes", "loop", "runs", "sweeps", "baselines", "recorded"],
+                 "processes", "loop", "runs", "engines", "sweeps", "baselines", "recorded"],
     "diagnose": ["arrays", "sums", "reading", "files", "advice", "table", "figures", "page", "callback"],
     "ledger": ["observed", "claims", "ledger", "scoreboard"],
     "course": ["profiles", "environment", "controls", "figures", "forest", "full_size", "execute", "merge", "report",
@@ -155,6 +155,7 @@ EXTRAS = {"training": ["train"], "ledger": ["train", "course"], "course": ["trai
 
 
 IN_ONE_FILE = {
+    "engines.py": {"dask", "distributed", "ray"},  # which name their extra when a cluster is asked for
     "checkpoint.py": {"open-clip-torch"},  # which names the extra when it is asked for a checkpoint
     "pieces.py": {"latex2mathml", "markdown-it-py", "mdit-py-plugins"},  # and these when slides are
     "slides.py": {"jinja2", "sphinx-revealjs"},
