@@ -185,12 +185,14 @@ def two_views(method: Method, config: Config, images, pairs: int) -> tuple[Tenso
 
 
 @torch.no_grad()
-def features(method: Method, images, *, projected: bool = False) -> tuple[Tensor, Tensor]:
-    """Encoder outputs of unaugmented images (n, features) in float32, and their labels (n,), on the method's device;
-    or, if ``projected``, their projections (n, d), not normalised."""
+def features(method: Method, images, *, projected: bool = False, view=None) -> tuple[Tensor, Tensor]:
+    """Encoder outputs of images (n, features) in float32, and their labels (n,), on the method's device; or, if
+    ``projected``, their projections (n, d), not normalised. The images are not augmented, unless ``view`` does it:
+    (n, c, h, w) uint8 → (n, c, s, s) in [0, 1]."""
     device, embed = _device(method), method.model if projected else method.embed
+    view = view or (lambda images: images.float() / 255)
     chunks = (images[start : start + CHUNK] for start in range(0, len(images), CHUNK))
-    parts = [embed(chunk.images.to(device).float() / 255).float() for chunk in chunks]
+    parts = [embed(view(chunk.images.to(device))).float() for chunk in chunks]
     return (torch.cat(parts) if parts else torch.empty(0)), images.labels.to(device)
 
 

@@ -39,8 +39,8 @@ ROOMS = [
 ]
 FILES = {
     "training": ["settings", "augment", "encoders", "methods", "config", "digits", "data", "sources", "emoji",
-                 "progress", "provenance", "probe", "retrieval", "pixels", "pairs", "checkpoint", "capture", "resume",
-                 "processes", "loop", "runs", "sweeps", "baselines", "recorded"],
+                 "progress", "provenance", "probe", "retrieval", "pixels", "pairs", "checkpoint", "capture",
+                 "resume", "processes", "loop", "runs", "published", "sweeps", "baselines", "recorded"],
     "diagnose": ["arrays", "sums", "reading", "files", "advice", "table", "figures", "page", "callback"],
     "ledger": ["observed", "claims", "ledger", "scoreboard"],
     "course": ["profiles", "environment", "controls", "figures", "forest", "execute", "report", "student", "pieces",
