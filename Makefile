@@ -8,6 +8,7 @@ DATASET   ?=
 JOBS      ?=
 PROCESSES ?=
 DETERMINISTIC ?=
+DRY_RUN   ?= $(CONTRASTIVE_DRY_RUN)
 SEED      ?= 0
 VENV      ?= .venv
 PYTHON    ?= python3
@@ -30,8 +31,8 @@ folder := results/$(profile:reference=reference/cpu)$(if $(slug),-$(slug))$(if $
 
 all    := $(sort $(basename $(notdir $(wildcard notebooks/*.ipynb))))
 ledger := companion/ledger/claims.yaml
-# The notebooks that test the claims named, if any are: `id:` and `notebook:` stand in this order in each entry.
-tests   = $(or $(shell awk -v id='$(1)' '$$1=="-" && $$2=="id:" {on=($$3==id)} on && $$1=="notebook:" {print $$2}' $(ledger)),$(error Unknown claim '$(1)': $(ledger) has the ids))
+# The notebooks that test the claims named, or those below them: `id:` and `notebook:` stand in this order in each entry.
+tests   = $(or $(shell awk -v id='$(1)' '$$1=="-" && $$2=="id:" {on=index($$3 ".", id ".")==1} on && $$1=="notebook:" && !said[$$2]++ {print $$2}' $(ledger)),$(error Unknown claim '$(1)': $(ledger) has the ids))
 named  := $(NOTEBOOKS) $(foreach c,$(CLAIMS),$(call tests,$(c)))
 chosen := $(sort $(if $(strip $(named)),$(foreach n,$(named),$(or $(filter $(n)%,$(all)),$(error Unknown notebook '$(n)': expected one of $(all)))),$(all)))
 executed   = $(addprefix $(folder)/notebooks/,$(addsuffix .ipynb,$(1)))
@@ -52,18 +53,19 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help setup lab reproduce reference notebooks test lint freeze book serve student slides bench clean
 
 help: ## print this help
-	@echo "make TARGET [PROFILE=auto] [NOTEBOOKS='08 09'] [CLAIMS='id …'] [DATA=folder] [DATASET=name] [JOBS=n] [PROCESSES=n] [DETERMINISTIC=1] [SEED=0] [VENV=.venv]"
+	@echo "make TARGET [PROFILE=auto] [NOTEBOOKS='08 09'] [CLAIMS='id …'] [DATA=folder] [DATASET=name] [JOBS=n] [PROCESSES=n] [DETERMINISTIC=1] [DRY_RUN=1] [SEED=0] [VENV=.venv]"
 	@echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PROFILE    auto $(PROFILES); auto is gpu where there is a CUDA device, else cpu"
 	@echo "  NOTEBOOKS  numbers of notebooks to run; default: all"
-	@echo "  CLAIMS     ids of claims: run the notebooks that test them"
+	@echo "  CLAIMS     ids of claims, or what several begin with up to a dot: run the notebooks that test them"
 	@echo "  DATA       folder with data sets that you have already"
 	@echo "  DATASET    a data set in place of the profile's own, such as cifar10 or imagefolder:FOLDER"
 	@echo "  JOBS       runs that are trained at once; default: one a core"
 	@echo "  PROCESSES  processes that train a run together, with a GPU each if it uses any; default: 1"
 	@echo "  DETERMINISTIC  1: only algorithms that repeat their results bit by bit on the same device"
+	@echo "  DRY_RUN    1: count the runs and estimate the hours; train nothing, write nothing"
 
 setup: $(ready) ## make .venv and install the package with its tools
 
@@ -77,11 +79,18 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 lab: $(ready) ## open the notebooks in JupyterLab; FOLDER=build/student: those without solutions
 	$(bin)jupyter lab '$(or $(FOLDER),notebooks)'
 
-reproduce: $(ready) ## execute the notebooks and print the scoreboard
+estimate := $(py) -m companion.course.estimate $(chosen:%=notebooks/%.ipynb) --profile $(profile) --dataset '$(DATASET)' --seed $(SEED)
+
+reproduce: $(ready) ## execute the notebooks and print the scoreboard; DRY_RUN=1: say what that costs, and do nothing
+ifneq ($(filter-out 0,$(DRY_RUN)),)
+	@$(estimate)
+else
+	$(if $(filter gpu paper,$(profile)),@-$(estimate))
 	@$(MAKE) -k -j 2 notebooks PROFILE=$(profile) NOTEBOOKS='$(chosen)' CLAIMS=; status=$$?; \
 	  $(py) -m companion.course.report --profile $(profile) --dataset '$(DATASET)' --seed $(SEED); \
 	  [ $$status = 0 ] || echo "Some notebooks failed (above); the scoreboard shows what the others, and earlier runs, have filed." >&2; \
 	  echo "Notebooks: $(folder)/notebooks/   Scoreboard: $(folder)/scoreboard.html"; exit $$status
+endif
 
 reference: ## record the experiments of `cpu` with ten seeds in results/reference/: hours; resumes where it was stopped
 	@$(MAKE) reproduce PROFILE=reference NOTEBOOKS='$(if $(strip $(named)),$(chosen),02 03 04 05 07 08 09 10 11 12)' CLAIMS=

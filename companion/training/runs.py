@@ -14,7 +14,7 @@ from torch import Tensor
 
 from companion import metrics, paths
 from companion.errors import CompanionError
-from companion.training import data, emoji, encoders, probe
+from companion.training import data, emoji, encoders, planned, probe
 from companion.training.config import EMOJI, TRAINING_VERSION, Config, from_json
 from companion.training.loop import seeded
 from companion.training.methods import Clip, Method
@@ -139,6 +139,8 @@ def load_data(config: Config) -> data.Data:
             image_size=config.image_size, n_train=config.n_train, n_validation=config.n_validation, number=config.seed,
             **artists,
         )  # fmt: skip
+    if planned.current() and config.dataset not in planned.LOCAL:
+        return planned.noise(config.image_size, config.n_train, config.n_validation)
     return data.load(
         config.dataset, image_size=config.image_size, n_train=config.n_train, n_validation=config.n_validation,
         storage=config.storage,

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import joblib
@@ -18,7 +19,7 @@ from torch.optim.swa_utils import update_bn
 
 from companion import metrics, store
 from companion.errors import CompanionError, whole
-from companion.training import emoji, processes, progress
+from companion.training import emoji, planned, processes, progress
 from companion.training.config import TRAINING_VERSION, Config
 from companion.training.loop import train
 from companion.training.methods import Clip
@@ -57,6 +58,8 @@ def sweep(configs: list[Config], *, jobs: int | None = None) -> list[Run]:
             damaged data, diverged losses, or a run store that cannot be written. A run that fails does not stop the
             others: all that could be trained are stored when this is raised.
     """
+    if plan := planned.current():
+        return [_planned(config, plan) for config in configs]
     jobs = _default_jobs(configs) if jobs is None else whole(jobs, "jobs", least=1)
     folders = {config: folder(config) for config in configs}
     missing = [config for config, path in folders.items() if not complete(path)]
@@ -74,6 +77,36 @@ def sweep(configs: list[Config], *, jobs: int | None = None) -> list[Run]:
                 _tell(missing, failures)
     _remember(folders.values())
     return [Run(config, folders[config]) for config in configs]
+
+
+@dataclass(frozen=True)
+class StandIn(Run):
+    """In a dry run the place of a run: it has no weights, and if it is not in the store the numbers of another."""
+
+    numbers: dict[str, float] = field(compare=False)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Its own, or those of the other run."""
+        return self.numbers
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """The same in every epoch."""
+        return pd.DataFrame([{"step": epoch + 1, "loss": 1.0} | self.numbers for epoch in range(self.config.epochs)])
+
+    def method(self):
+        raise CompanionError(f"{self.key} is the stand-in of a run: a dry run has no weights.")
+
+
+def _planned(config: Config, plan: planned.Plan) -> StandIn:
+    """Note that a run is asked for. One on an image folder that is not there has no name, and is in no store."""
+    try:
+        path = folder(config)
+    except CompanionError:
+        path = Path("unknown")
+    plan.runs[config] = complete(path)
+    return StandIn(config, path, Run(config, path).metrics if plan.runs[config] else plan.numbers(config))
 
 
 def _default_jobs(configs: list[Config]) -> int:
@@ -123,7 +156,7 @@ def _train(config: Config, final: Path) -> None:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Two one-thread processes beat one two-thread process on small nets, and one thread repeats its sums exactly."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -134,7 +167,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@_one_thread()
+@one_thread()
 @algorithms()
 def _train_on(fabric: Fabric, config: Config, final: Path) -> None:
     """What each process of a run does. The first one measures and writes."""
@@ -143,13 +176,10 @@ def _train_on(fabric: Fabric, config: Config, final: Path) -> None:
     for leftover in partial.glob(".*"):  # what a killed process was writing
         leftover.unlink(missing_ok=True)
     images, method = load_data(config), initial(config)
-    source = _source(config, images, fabric.device, rank=fabric.global_rank, world=fabric.world_size)
+    source = source_of(config, images, fabric.device, rank=fabric.global_rank, world=fabric.world_size)
 
     def track(method) -> dict[str, float]:
-        if isinstance(config.method, Clip):
-            return track_pairs(method, config, images)
-        u, v, y = two_views(method, config, images.train, TRACKED_PAIRS)
-        return metrics.similarity_statistics(u, v) | method.notes(u, v, y)
+        return tracked(method, config, images)
 
     method.to(fabric.device)
     with terminable(fabric.world_size == 1) as stop:  # several processes would have to agree on the step
@@ -172,7 +202,15 @@ def _train_on(fabric: Fabric, config: Config, final: Path) -> None:
     store.publish(partial, final)
 
 
-def _source(config: Config, images, device, **place) -> Views:
+def tracked(method, config: Config, images) -> dict[str, float]:
+    """What the history notes of a method after every epoch."""
+    if isinstance(config.method, Clip):
+        return track_pairs(method, config, images)
+    u, v, y = two_views(method, config, images.train, TRACKED_PAIRS)
+    return metrics.similarity_statistics(u, v) | method.notes(u, v, y)
+
+
+def source_of(config: Config, images, device, **place) -> Views:
     """Where the batches of a run come from: images, drawings with captions, or drawings of two artists."""
     augmentation = config.augmentation.build(config.image_size)
     options = {"seed": config.seed, "device": device} | place

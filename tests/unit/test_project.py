@@ -39,12 +39,12 @@ ROOMS = [
 ]
 FILES = {
     "training": ["settings", "augment", "encoders", "methods", "config", "digits", "data", "sources", "emoji",
-                 "progress", "provenance", "probe", "retrieval", "pixels", "pairs", "checkpoint", "capture",
-                 "resume", "processes", "loop", "runs", "published", "sweeps", "baselines", "recorded"],
+                 "progress", "provenance", "planned", "probe", "retrieval", "pixels", "pairs", "checkpoint", "capture",
+                 "resume", "processes", "loop", "runs", "published", "sweeps", "baselines", "recorded", "rates"],
     "diagnose": ["arrays", "sums", "reading", "files", "advice", "table", "figures", "page", "callback"],
     "ledger": ["observed", "claims", "ledger", "scoreboard"],
     "course": ["profiles", "environment", "controls", "figures", "forest", "execute", "report", "student", "pieces",
-               "deck", "slides"],
+               "deck", "slides", "dry_run", "estimate"],
     "bench": ["report", "measure"],
 }  # fmt: skip
 SCIENCE = ("errors", "similarity", "losses", "theory", "metrics")
