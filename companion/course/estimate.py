@@ -89,7 +89,8 @@ def report(found: Sequence[Cost], profile) -> str:
     for cost in found:
         if cost.cut_short:
             cells = ", ".join(map(str, cost.cut_short))
-            notes.append(f"{cost.notebook}: at least, for without training cells {cells} go no further.")
+            plural = "s" * (len(cost.cut_short) > 1)
+            notes.append(f"{cost.notebook}: at least these; cell{plural} {cells} cannot be followed without weights.")
         if cost.unstored:
             apart = sum((device == "cpu") == rates.on_gpu(config) for config, device in cost.unstored)
             where = f"{apart} of them on the CPU, not in the hours" if apart else "in the hours"
