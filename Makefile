@@ -11,6 +11,7 @@ ENGINE    ?=
 ADDRESS   ?=
 GPUS      ?=
 DETERMINISTIC ?=
+DRY_RUN   ?= $(CONTRASTIVE_DRY_RUN)
 SEED      ?= 0
 FROM      ?=
 INTO      ?=
@@ -36,8 +37,8 @@ folder := results/$(profile:reference=reference/cpu)$(if $(slug),-$(slug))$(if $
 
 all    := $(sort $(basename $(notdir $(wildcard notebooks/*.ipynb))))
 ledger := companion/ledger/claims.yaml
-# The notebooks that test the claims named, if any are: `id:` and `notebook:` stand in this order in each entry.
-tests   = $(or $(shell awk -v id='$(1)' '$$1=="-" && $$2=="id:" {on=($$3==id)} on && $$1=="notebook:" {print $$2}' $(ledger)),$(error Unknown claim '$(1)': $(ledger) has the ids))
+# The notebooks that test the claims named, or those below them: `id:` and `notebook:` stand in this order in each entry.
+tests   = $(or $(shell awk -v id='$(1)' '$$1=="-" && $$2=="id:" {on=index($$3 ".", id ".")==1} on && $$1=="notebook:" && !said[$$2]++ {print $$2}' $(ledger)),$(error Unknown claim '$(1)': $(ledger) has the ids))
 named  := $(NOTEBOOKS) $(foreach c,$(CLAIMS),$(call tests,$(c)))
 chosen := $(sort $(if $(strip $(named)),$(foreach n,$(named),$(or $(filter $(n)%,$(all)),$(error Unknown notebook '$(n)': expected one of $(all)))),$(all)))
 executed   = $(addprefix $(folder)/notebooks/,$(addsuffix .ipynb,$(1)))
@@ -61,13 +62,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help setup lab reproduce reference merge notebooks test lint freeze book serve student slides bench clean
 
 help: ## print this help
-	@echo "make TARGET [PROFILE=auto] [NOTEBOOKS='08 09'] [CLAIMS='id …'] [DATA=folder] [DATASET=name] [JOBS=n] [PROCESSES=n] [ENGINE=loky] [ADDRESS=host:port] [GPUS=n] [DETERMINISTIC=1] [SEED=0] [VENV=.venv]"
+	@echo "make TARGET [PROFILE=auto] [NOTEBOOKS='08 09'] [CLAIMS='id …'] [DATA=folder] [DATASET=name] [JOBS=n] [PROCESSES=n] [ENGINE=loky] [ADDRESS=host:port] [GPUS=n] [DETERMINISTIC=1] [DRY_RUN=1] [SEED=0] [VENV=.venv]"
 	@echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PROFILE    auto $(PROFILES); auto is gpu where there is a CUDA device, else cpu"
 	@echo "  NOTEBOOKS  numbers of notebooks to run; default: all"
-	@echo "  CLAIMS     ids of claims: run the notebooks that test them"
+	@echo "  CLAIMS     ids of claims, or what several begin with up to a dot: run the notebooks that test them"
 	@echo "  DATA       folder with data sets that you have already"
 	@echo "  DATASET    a data set in place of the profile's own, such as cifar10 or imagefolder:FOLDER"
 	@echo "  JOBS       runs that are trained at once; default: one a core"
@@ -77,6 +78,7 @@ help: ## print this help
 	@echo "  GPUS       GPUs of the cluster that a run takes, such as 0.5; default: one a process, where a run uses any"
 	@echo "  FROM       of merge: a results folder, here or user@host:path; INTO: the recorded results that it goes to; WEIGHTS=1: fetch them too"
 	@echo "  DETERMINISTIC  1: only algorithms that repeat their results bit by bit on the same device"
+	@echo "  DRY_RUN    1: count the runs and estimate the hours; train nothing, write nothing"
 
 setup: $(ready) ## make .venv and install the package with its tools
 
@@ -92,12 +94,19 @@ lab: $(ready) ## open the notebooks in JupyterLab; FOLDER=build/student: those w
 
 # Make hands SIGTERM on to what it started, a shell does not: what takes long runs in its shell's place, by `exec`.
 these = notebooks PROFILE=$(profile) NOTEBOOKS='$(chosen)' CLAIMS=
-reproduce: $(ready) ## execute the notebooks and print the scoreboard
+estimate := $(py) -m companion.course.estimate $(chosen:%=notebooks/%.ipynb) --profile $(profile) --dataset '$(DATASET)' --seed $(SEED)
+
+reproduce: $(ready) ## execute the notebooks and print the scoreboard; DRY_RUN=1: say what that costs, and do nothing
+ifneq ($(filter-out 0,$(DRY_RUN)),)
+	@$(estimate)
+else
+	$(if $(filter gpu paper,$(profile)),@-$(estimate))
 	-@exec $(MAKE) -k -j 2 $(these)
 	@$(py) -m companion.course.report --profile $(profile) --dataset '$(DATASET)' --seed $(SEED); \
 	  $(MAKE) --question $(these); status=$$?; \
 	  [ $$status = 0 ] || echo "Some notebooks failed (above); the scoreboard shows what the others, and earlier runs, have filed." >&2; \
 	  echo "Notebooks: $(folder)/notebooks/   Scoreboard: $(folder)/scoreboard.html"; exit $$status
+endif
 
 reference: ## record the experiments of `cpu` with ten seeds in results/reference/: hours; resumes where it was stopped
 	@exec $(MAKE) reproduce PROFILE=reference NOTEBOOKS='$(if $(strip $(named)),$(chosen),02 03 04 05 07 08 09 10 11 12)' CLAIMS=

@@ -9,7 +9,7 @@ from sphinx.ext.napoleon import Config, GoogleDocstring
 OTHERS = [  # libraries, and the names of theirs that signatures show bare
     "torch", "numpy", "pandas", "matplotlib", "PIL", "pathlib", "collections", "lightning", "lightning_fabric",
     "papermill", "Tensor", "Axes", "Figure", "Path", "Callable", "Iterable", "Iterator", "Sequence", "Mapping", "nn",
-    "np", "pd", "Fabric", "Any", "Self",
+    "np", "pd", "Fabric", "Any", "Self", "ast",
 ]  # fmt: skip
 PACKAGES = ["losses", "theory", "diagnose", "training", "training.methods", "ledger"]
 

@@ -122,12 +122,12 @@ def load(name: str = "auto", *, dataset: str = "", seed: int = 0) -> Profile:
 
     Raises:
         CompanionError: for an unknown profile or data set, for the emoji, or a ``gpu`` or ``paper`` profile where torch
-            sees no CUDA.
+            sees no CUDA, but for a dry run.
     """
     if name == "auto":
         name = os.environ.get("CONTRASTIVE_PROFILE") or ("gpu" if _cuda() else "cpu")
     profile = named(name)
-    if profile.accelerator == "cuda" and not _cuda():
+    if profile.accelerator == "cuda" and not _cuda() and not _planned():
         raise CompanionError(
             f"Profile {name!r} needs a CUDA device and torch sees none: install a CUDA build, or use PROFILE=cpu."
         )
@@ -150,6 +150,13 @@ def slug(dataset: str) -> str:
     """The name of a data set as part of a folder's name; of an image folder its last folder alone."""
     name = dataset.removeprefix("imagefolder:").rstrip("/").rpartition("/")[2]
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _planned() -> bool:
+    """Whether a dry run goes on, which needs no device."""
+    from companion.training import planned
+
+    return bool(planned.current())
 
 
 def _cuda() -> bool:

@@ -10,6 +10,7 @@ from lightning_fabric import Fabric
 
 from companion import losses
 from companion.errors import CompanionError
+from companion.training import planned
 from companion.training.capture import gradient
 from companion.training.config import Config
 from companion.training.methods import Method
@@ -46,6 +47,9 @@ def train(
         SystemExit: with the status of a process that SIGTERM ended, 143, after ``stop`` said so.
     """
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
+    if plan := planned.current():
+        plan.unstored.append((config, fabric.device.type))
+        return []
     if fabric.world_size > 1:
         synchronise(method, fabric.device)
         stop = any_of_them(stop)

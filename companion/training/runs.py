@@ -14,7 +14,7 @@ from torch import Tensor
 
 from companion import metrics, paths
 from companion.errors import CompanionError
-from companion.training import data, emoji, encoders, probe
+from companion.training import data, emoji, encoders, planned, probe
 from companion.training.config import EMOJI, TRAINING_VERSION, Config, from_json
 from companion.training.loop import seeded
 from companion.training.methods import Clip, Method
@@ -139,6 +139,8 @@ def load_data(config: Config) -> data.Data:
             image_size=config.image_size, n_train=config.n_train, n_validation=config.n_validation, number=config.seed,
             **artists,
         )  # fmt: skip
+    if planned.current() and config.dataset not in planned.LOCAL:
+        return planned.noise(config.image_size, config.n_train, config.n_validation)
     return data.load(
         config.dataset, image_size=config.image_size, n_train=config.n_train, n_validation=config.n_validation,
         storage=config.storage,
@@ -185,12 +187,14 @@ def two_views(method: Method, config: Config, images, pairs: int) -> tuple[Tenso
 
 
 @torch.no_grad()
-def features(method: Method, images, *, projected: bool = False) -> tuple[Tensor, Tensor]:
-    """Encoder outputs of unaugmented images (n, features) in float32, and their labels (n,), on the method's device;
-    or, if ``projected``, their projections (n, d), not normalised."""
+def features(method: Method, images, *, projected: bool = False, view=None) -> tuple[Tensor, Tensor]:
+    """Encoder outputs of images (n, features) in float32, and their labels (n,), on the method's device; or, if
+    ``projected``, their projections (n, d), not normalised. The images are not augmented, unless ``view`` does it:
+    (n, c, h, w) uint8 → (n, c, s, s) in [0, 1]."""
     device, embed = _device(method), method.model if projected else method.embed
+    view = view or (lambda images: images.float() / 255)
     chunks = (images[start : start + CHUNK] for start in range(0, len(images), CHUNK))
-    parts = [embed(chunk.images.to(device).float() / 255).float() for chunk in chunks]
+    parts = [embed(view(chunk.images.to(device))).float() for chunk in chunks]
     return (torch.cat(parts) if parts else torch.empty(0)), images.labels.to(device)
 
 

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import update_bn
 
 from companion import metrics, paths, store
 from companion.errors import CompanionError, whole
-from companion.training import emoji, engines, processes, progress
+from companion.training import emoji, engines, planned, processes, progress
 from companion.training.config import TRAINING_VERSION, Config
 from companion.training.loop import train
 from companion.training.methods import Clip
@@ -27,6 +27,7 @@ from companion.training.provenance import algorithms, provenance
 from companion.training.resume import leave_with_parent, terminable
 from companion.training.runs import Run, complete, folder, initial, load_data, measure, two_views
 from companion.training.sources import Views
+from companion.training.standins import stand_in
 
 TRACKED_PAIRS = 256  # positive pairs behind the similarity statistics of the history, after every epoch
 LATE = 60  # seconds after which a disk that machines share shows what another one wrote: NFS's default, at most
@@ -64,6 +65,8 @@ def sweep(configs: list[Config], *, jobs: int | None = None) -> list[Run]:
             installed, does not answer, has no room for a run, or writes where it is not seen from here. A run that
             fails does not stop the others: all that could be trained are stored when this is raised.
     """
+    if plan := planned.current():
+        return [stand_in(config, plan) for config in configs]
     jobs, engine = _asked(jobs), engines.chosen()
     folders = {config: folder(config) for config in configs}
     missing = [config for config, path in folders.items() if not complete(path)]
@@ -168,7 +171,7 @@ def _train(config: Config, final: Path) -> None:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Two one-thread processes beat one two-thread process on small nets, and one thread repeats its sums exactly."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -179,7 +182,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@_one_thread()
+@one_thread()
 @algorithms()
 def _train_on(fabric: Fabric, config: Config, final: Path) -> None:
     """What each process of a run does. The first one measures and writes."""
@@ -188,13 +191,10 @@ def _train_on(fabric: Fabric, config: Config, final: Path) -> None:
     for leftover in partial.glob(".*"):  # what a killed process was writing
         leftover.unlink(missing_ok=True)
     images, method = load_data(config), initial(config)
-    source = _source(config, images, fabric.device, rank=fabric.global_rank, world=fabric.world_size)
+    source = source_of(config, images, fabric.device, rank=fabric.global_rank, world=fabric.world_size)
 
     def track(method) -> dict[str, float]:
-        if isinstance(config.method, Clip):
-            return track_pairs(method, config, images)
-        u, v, y = two_views(method, config, images.train, TRACKED_PAIRS)
-        return metrics.similarity_statistics(u, v) | method.notes(u, v, y)
+        return tracked(method, config, images)
 
     method.to(fabric.device)
     with terminable() as stop:
@@ -217,7 +217,15 @@ def _train_on(fabric: Fabric, config: Config, final: Path) -> None:
     store.publish(partial, final)
 
 
-def _source(config: Config, images, device, **place) -> Views:
+def tracked(method, config: Config, images) -> dict[str, float]:
+    """What the history notes of a method after every epoch."""
+    if isinstance(config.method, Clip):
+        return track_pairs(method, config, images)
+    u, v, y = two_views(method, config, images.train, TRACKED_PAIRS)
+    return metrics.similarity_statistics(u, v) | method.notes(u, v, y)
+
+
+def source_of(config: Config, images, device, **place) -> Views:
     """Where the batches of a run come from: images, drawings with captions, or drawings of two artists."""
     augmentation = config.augmentation.build(config.image_size)
     options = {"seed": config.seed, "device": device} | place

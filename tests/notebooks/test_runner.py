@@ -129,6 +129,7 @@ def test_a_failing_cell_is_told_the_others_still_run_and_the_scoreboard_is_print
         (["PROFILE=gpus", "reproduce"], "Unknown PROFILE 'gpus': expected one of auto smoke cpu gpu paper reference"),
         (["NOTEBOOKS=77", "reproduce"], "Unknown notebook '77'"),
         (["CLAIMS=lee2025.table9", "reproduce"], "Unknown claim 'lee2025.table9'"),
+        (["CLAIMS=lee2025.table1.tr", "reproduce"], "Unknown claim 'lee2025.table1.tr'"),  # no whole part of an id
         (["PROFILE=smoke", "DATASET=mnist", "NOTEBOOKS=02", "notebooks"], "Unknown data set 'mnist'"),
     ],
 )
@@ -182,6 +183,7 @@ def test_claims_name_the_notebooks_that_test_them(project):
         assert due(project, "SEED=6", chosen) == ["08_small_batch_variance"]
         assert due(project, "SEED=6", chosen, "NOTEBOOKS=02") == ["02_prints", "08_small_batch_variance"]
         assert due(project, "SEED=6", "CLAIMS=lee2025.theorem5.1") == ["07_full_batch_misalignment"]
+        assert due(project, "SEED=6", "CLAIMS=lee2025.table1.simclr") == ["08_small_batch_variance"]  # begins several
     finally:
         for path in others:
             path.unlink()
@@ -193,6 +195,27 @@ def test_every_claim_can_be_named(project):
     script.write_text("include Makefile\nwhich:\n\t@$(foreach c,$(IDS),echo $(c) $(call tests,$(c));)\n")
     done = make(project, "-f", "which.mk", "which", f"IDS={' '.join(load())}")
     assert dict(line.split() for line in done.stdout.splitlines()) == {c.id: c.notebook for c in load().values()}
+
+
+def test_a_dry_run_says_what_it_would_cost_and_leaves_no_trace(project):
+    def everything():
+        return {path: path.stat().st_mtime_ns for path in project.rglob("*") if "__pycache__" not in path.parts}
+
+    before = everything()
+    done = make(project, "PROFILE=paper", "DRY_RUN=1", "reproduce")
+    assert done.returncode == 0, done.stderr
+    assert executed(done) == []
+    assert re.search(r"Profile paper: 3 runs to train, about \d+\.\d GPU-hours", done.stdout)
+    assert re.search(r"^01_trains +3 +0 +3 ", done.stdout, re.M)
+    assert "recorded on one H100" in done.stdout
+    assert "Scoreboard" not in done.stdout
+    assert everything() == before
+
+
+def test_a_gpu_profile_says_what_it_costs_before_it_starts(project):
+    done = make(project, "--dry-run", "PROFILE=gpu", "reproduce").stdout
+    assert "companion.course.estimate notebooks/01_trains.ipynb" in done
+    assert done.index("companion.course.estimate") < done.index("companion.course.execute")
 
 
 def test_the_reference_records_a_row_a_run(project):

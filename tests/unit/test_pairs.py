@@ -303,10 +303,10 @@ def test_drawings_are_clamped_after_resizing_and_the_template_holds_the_name():
     [("text", emoji.Captions, 0), ("artist", emoji.Drawings, 1), ("view", emoji.Drawings, 0)],
 )
 def test_a_run_takes_the_source_of_its_second(second, kind, other):
-    from companion.training.sweeps import _source
+    from companion.training.sweeps import source_of
 
     config = QUICK.replace(second=second)
-    source = _source(config, runs.load_data(config), "cpu")
+    source = source_of(config, runs.load_data(config), "cpu")
     assert (type(source), source.second) == (kind, other)
 
 

@@ -39,12 +39,13 @@ ROOMS = [
 ]
 FILES = {
     "training": ["settings", "augment", "encoders", "methods", "config", "digits", "data", "sources", "emoji",
-                 "progress", "provenance", "probe", "retrieval", "pixels", "pairs", "checkpoint", "capture", "resume",
-                 "processes", "loop", "runs", "engines", "sweeps", "baselines", "recorded"],
+                 "progress", "provenance", "planned", "probe", "retrieval", "pixels", "pairs", "checkpoint", "capture",
+                 "resume", "processes", "loop", "runs", "standins", "published", "engines", "sweeps", "baselines",
+                 "recorded", "rates"],
     "diagnose": ["arrays", "sums", "reading", "files", "advice", "table", "figures", "page", "callback"],
     "ledger": ["observed", "claims", "ledger", "scoreboard"],
     "course": ["profiles", "environment", "controls", "figures", "forest", "full_size", "execute", "merge", "report",
-               "student", "pieces", "deck", "slides"],
+               "student", "pieces", "deck", "slides", "dry_run", "estimate"],
     "bench": ["report", "contenders", "measure", "training"],
 }  # fmt: skip
 SCIENCE = ("errors", "similarity", "losses", "theory", "metrics")

@@ -244,5 +244,5 @@ def test_a_run_has_the_precision_and_the_device_of_its_config(quick, results, tr
 def test_only_a_method_with_labels_leaves_images_without_one_out(tiny, method, part):
     some = Split(torch.zeros(96, 3, 16, 16, dtype=torch.uint8), torch.arange(96) % 3 - 1)
     images = Data(some, some[:0], some, "some")
-    source = sweeps._source(tiny.replace(method=method), images, "cpu")
+    source = sweeps.source_of(tiny.replace(method=method), images, "cpu")
     assert len(source.split) == len(getattr(images, part)) == {"train": 96, "labelled": 64}[part]
