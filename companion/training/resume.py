@@ -117,7 +117,7 @@ class Checkpoints:
         self._save(history, {"steps": steps, "total": total.cpu(), "generators": generators})
         run = self.path.parent.name.removeprefix(".partial-")
         print(
-            f"SIGTERM: {run} is saved after step {steps} of epoch {len(history) + 1}, and goes on from there when it "
+            f"Stopped: {run} is saved after step {steps} of epoch {len(history) + 1}, and goes on from there when it "
             "is asked for again.",
             file=sys.stderr, flush=True,
         )  # fmt: skip
