@@ -45,7 +45,7 @@ FILES = {
     "ledger": ["observed", "claims", "ledger", "scoreboard"],
     "course": ["profiles", "environment", "controls", "figures", "forest", "execute", "report", "student", "pieces",
                "deck", "slides"],
-    "bench": ["report", "measure"],
+    "bench": ["report", "measure", "tricks", "speedlog", "speedrun"],
 }  # fmt: skip
 SCIENCE = ("errors", "similarity", "losses", "theory", "metrics")
 WITH_THE_SCIENCE_ALONE = (*SCIENCE, "diagnose")  # what else it can do says what it needs when it is asked
