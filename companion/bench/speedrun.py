@@ -169,7 +169,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run_all(races: list[tuple[str, Race]], chosen: argparse.Namespace, until: float) -> None:
-    if chosen.encoder == RECORD.encoder:
+    if (chosen.accelerator, chosen.encoder) == ("cuda", RECORD.encoder):
         print(estimate(races[0][1]), flush=True)
     device = torch.cuda.get_device_name() if chosen.accelerator == "cuda" else chosen.accelerator
     name = f"speedrun-{slug(device)}" + "-dry" * chosen.dry_run

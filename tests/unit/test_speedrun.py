@@ -217,26 +217,47 @@ def test_every_trick_can_be_left_out_and_leaves_the_others():
         assert racer.static is static
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-def test_compiling_keeps_the_names_of_the_weights_and_is_left_out_of_evaluations(monkeypatch, compiled):
+@pytest.fixture
+def compilations(monkeypatch):
+    """Graphs that were compiled so far; without a compiler, which would take half a minute. And how it was asked."""
     asked = []
 
     def compiler(module, *, dynamic):
         asked.append(dynamic)
-        module._compiled_call_impl = torch.compile(module._call_impl, dynamic=dynamic, backend="eager")
+        module._compiled_call_impl = torch.compile(module._call_impl, dynamic=dynamic, backend="aot_eager")
 
     monkeypatch.setattr(torch.nn.Module, "compile", compiler)
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    yield lambda: (torch._dynamo.utils.counters["stats"]["unique_graphs"], asked)
+    torch.compiler.reset()
+
+
+def test_the_encoder_is_compiled_once_for_either_size_and_not_again_after_an_evaluation(
+    results, monkeypatch, compilations
+):
+    """For what is compiled after the first steps would be compiled in the middle of a CUDA graph's capture."""
+    seen, after_step = [], tricks.Racer.after_step
+
+    def step(racer):
+        seen.append(compilations()[0])
+        after_step(racer)
+
+    monkeypatch.setattr(tricks.Racer, "after_step", step)
+    speedrun.run(race("--target", "1", "--every", "1", left_out="graph"))
+    assert seen == [1] * 3 * STEPS + [2] * 3 * STEPS
+    assert compilations() == (2, [False])
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_compiling_keeps_the_names_of_the_weights_and_is_left_out_of_evaluations(compilations, compiled):
     given = race(left_out="bf16" if compiled else PLAIN).replace(average=0.0)
     racer = tricks.Racer(given, load_data(given.config).train, tricks.Clock(torch.device("cpu")))
-    assert asked == [False] * compiled
     assert list(racer.model.state_dict()) == list(initial(given.config).model.state_dict())
-    torch._dynamo.reset()
-    counts = torch._dynamo.utils.counters
-    counts.clear()
     racer.eval().embed(torch.rand(2, 3, 16, 16))
-    assert not counts["frames"]
+    assert compilations()[0] == 0
     racer.model(torch.rand(2, 3, 16, 16))
-    assert bool(counts["frames"]) is compiled
+    assert compilations()[0] == compiled
 
 
 @pytest.mark.parametrize(
@@ -341,6 +362,9 @@ def test_the_table_has_means_with_intervals_and_differences_by_seed():
     assert whole[-1] == "2 of 3"  # 11 minutes or less
     less = cells(table, "| without")
     assert less[:4] == ["without `average`", "3 of 3", interval([640 / 60, 12, 800 / 60]), interval([2 / 3, 1, 5 / 6])]
+    alone = [*rows, row(0, 660.0, "graph"), row(7, 900.0, "graph")]  # a seed without a partner is compared with none
+    line = next(line for line in speedlog.table(alone, 11).splitlines() if line.startswith("| without `graph`"))
+    assert line.startswith("| without `graph` | 2 of 2 | 11.00, 15.00 | 1.00 |")
     rates = [390 * 1000 / (t - 30) for t in seconds.values()]
     low, high = stats.t.interval(0.95, 2, np.mean(rates), stats.sem(rates))
     assert whole[-2] == f"{np.mean(rates):,.0f} [{low:,.0f}, {high:,.0f}]"
