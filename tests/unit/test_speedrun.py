@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import re
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ from scipy import stats
 
 from companion import paths
 from companion.bench import speedlog, speedrun, tricks
-from companion.training import initial, load_data
+from companion.training import Views, initial, load_data
 
 TINY = [
     "--dry-run", "--n-train", "120", "--n-validation", "30", "--batch-size", "40", "--epochs", "6", "--every", "2",
@@ -155,7 +156,21 @@ def test_what_stands_beside_it_is_the_vote_of_pixels_and_of_the_same_network_unt
         (torch.tensor(pixels[0]), images.train.labels), (torch.tensor(pixels[1][::40]), images.test.labels[::40])
     )
     assert from_it == [pytest.approx(np.mean(np.array(votes) == images.test.labels[::40].numpy()))]
+    net = initial(tiny.config).model.train()  # its batch norm then averages what it sees
+    for module in net.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = None
+    with torch.no_grad():
+        for batch in Views(images.train, tiny.config.augmentation.build(16), 40, seed=0).batches(0):
+            net(batch.first)
+        net.eval()
+        parts = [(net.encoder(s.images / 255), s.labels) for s in (images.train, images.test, images.validation)]
     found = speedrun.beside(tiny, images, torch.device("cpu"))
+    assert found["untrained"] == speedrun.votes(*parts[:2])[0]
+    calibrated = initial(tiny.config)
+    calibrated.model.load_state_dict(net.state_dict())
+    expected = dict(zip(("test", "validation"), speedrun.votes(*parts), strict=True))
+    assert speedrun.evaluate(calibrated.eval(), images) == expected
     assert found["pixels"] == speedrun.votes(
         *((torch.tensor(x), s.labels) for x, s in zip(pixels, (images.train, images.test), strict=True))
     ) [0]  # fmt: skip
@@ -329,6 +344,26 @@ def test_a_sitting_that_is_over_says_so_keeps_the_checkpoint_and_leaves_no_row(r
     rows = speedlog.read(results / "bench" / "speedrun-cpu-dry.jsonl")
     assert [row["sittings"] for row in rows] == [2, 1]
     assert time.steps == 2 * 6 * STEPS
+
+
+def test_sigterm_saves_the_step_and_ends_the_command(results, capsys, monkeypatch, time):
+    heard, after_step = [], tricks.Racer.after_step
+
+    def step(racer):
+        after_step(racer)
+        if time.steps == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(tricks.Racer, "after_step", step)
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append(time.steps))
+    try:
+        with pytest.raises(SystemExit) as left:
+            speedrun.main([*TINY, "--leave-out", PLAIN])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert left.value.code == 143
+    assert heard == [2]
+    assert "is saved after step 2 of epoch 1" in capsys.readouterr().err
 
 
 def row(seed, seconds, left_out="", *, test=0.91, epochs=500):
