@@ -15,7 +15,8 @@ CLOCK = (
     "network, compilation, warm-up, captures, every step, and the writing of checkpoints in it. Outside are imports, "
     "the reading and decoding of the images, and the evaluations, each told below. A training that was stopped goes on "
     "with the reading of its checkpoint, so what had to be done twice for it, such as compilation, counts twice. The "
-    "first training on a machine compiles; later ones find most of it in torch's cache."
+    "first training on a machine compiles; later ones find most of it in torch's cache. Views/s are those between the "
+    "first evaluation and the last."
 )
 RULE = (
     "k = 10 neighbours by cosine among the encoder's features of un-augmented training images vote on the test images. "
