@@ -1,5 +1,3 @@
-import sys
-
 from companion.bench.measure import main
 
-sys.exit(main())
+main()

@@ -37,13 +37,17 @@ def gradient(method, fabric: Fabric) -> Callable[[Batch], Tensor]:
 class _Captured:
     """``step`` replayed: every batch is copied to where the first one lay, and its gradient to where the first's was.
 
-    All batches have one shape. Nothing else may set the gradients to None.
+    A batch of another shape than the one before it, as where views grow during a training, is captured anew. Nothing
+    else may set the gradients to None.
     """
 
     def __init__(self, step: Callable[[Batch], Tensor], method):
-        self.step, self.method, self.graph, self.done = step, method, None, 0
+        self.step, self.method, self.shapes = step, method, None
 
     def __call__(self, batch: Batch) -> Tensor:
+        shapes = [tensor.shape for tensor in batch]
+        if shapes != self.shapes:
+            self.shapes, self.graph, self.done = shapes, None, 0
         self.done += 1
         if self.done <= WARM_UP:
             return self._aside(batch)

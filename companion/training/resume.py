@@ -131,7 +131,7 @@ class Checkpoints:
             run = self.path.parent.name.removeprefix(".partial-")
             with contextlib.suppress(OSError):  # whoever would read it may be gone
                 print(
-                    f"SIGTERM: {run} is saved after step {steps} of epoch {len(history) + 1}, and goes on from there "
+                    f"Stopped: {run} is saved after step {steps} of epoch {len(history) + 1}, and goes on from there "
                     "when it is asked for again.",
                     file=sys.stderr, flush=True,
                 )  # fmt: skip

@@ -101,7 +101,7 @@ def test_sigterm_saves_the_step_at_hand_tells_it_and_ends_the_process(config, re
     told = process.communicate(timeout=60)[1]
     assert process.returncode == -signal.SIGTERM  # 143 to a shell
     key, step, epoch = re.search(
-        r"^SIGTERM: (\S+) is saved after step (\d+) of epoch (\d+), and goes on", told
+        r"^Stopped: (\S+) is saved after step (\d+) of epoch (\d+), and goes on", told
     ).groups()
     partial, steps = sweeps._partial(runs.folder(config)), config.n_train // config.batch_size
     assert key == runs.folder(config).name

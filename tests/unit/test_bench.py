@@ -5,7 +5,9 @@ import importlib
 import itertools
 import json
 import math
+import runpy
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -47,6 +49,11 @@ def test_results_are_written_and_complete(tmp_path, monkeypatch, capsys):
     assert path.with_suffix(".png").stat().st_size > 0
     assert "| 32 |" in path.read_text()
     assert path.read_text() in capsys.readouterr().out
+
+
+def test_the_command_ends_with_status_0(monkeypatch):
+    monkeypatch.setattr(bench, "main", lambda: Path("results/bench/cpu.md"))  # which an exit would take for a failure
+    runpy.run_module("companion.bench", run_name="__main__")
 
 
 def test_ratios_are_taken_round_by_round():

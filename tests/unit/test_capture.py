@@ -174,3 +174,21 @@ def test_methods_whose_shapes_depend_on_labels_are_not_static():
     assert contrastive.ContrastiveMethod.static
     assert supervised.SupervisedMethod.static
     assert not labelled.LabelledMethod.static
+
+
+def test_batches_of_another_shape_are_captured_anew(events):
+    """As where the views of a training grow."""
+    method = Slope()
+    step = capture.gradient(method, Fabric())
+    for number in range(12):
+        size = 4 if number < 6 else 7
+        given = Batch(*(tensor.repeat(2)[:size] for tensor in batch(number)))
+        assert step(given).item() == pytest.approx(method.weight.item() * slope(given), rel=1e-5)
+        assert method.weight.grad.item() == pytest.approx(slope(given), rel=1e-5)
+    captured = ("capture", {"capture_error_mode": "thread_local"})
+    once = [
+        *["side waits for main", "loss on side", "main waits for side"] * 3,
+        captured,
+        *["replay", "loss on main"] * 3,
+    ]
+    assert events == once * 2

@@ -74,7 +74,7 @@ def test_a_training_stopped_after_any_step_ends_as_if_it_had_not_been(config, sp
     stopped = Training(config, split, checkpoint=path, stop_after=step)
     assert stopped.stopped == 143
     epoch, done = divmod(step - 1, STEPS)
-    told = f"SIGTERM: a-run is saved after step {done + 1} of epoch {epoch + 1}, and goes on from there"
+    told = f"Stopped: a-run is saved after step {done + 1} of epoch {epoch + 1}, and goes on from there"
     assert told in capsys.readouterr().err
     resumed = Training(config, split, checkpoint=path)
     assert resumed.steps == 12 - step
