@@ -57,9 +57,9 @@ def trial(loss: str, contender: str, sizes: list[int], device: str, autocast: bo
     """Peak memory and a first time of one contender over growing n, in a process of its own.
 
     Returns:
-        n → {"seconds", "bytes", "error"}, as far as patience and memory reach; bytes above what the process held
-        before, or None where the operating system does not tell; the error of the gradient by :func:`error`, or None
-        above ``EXACT``. A contender that is not installed gives {}.
+        n → {"seconds", "bytes"}, as far as patience and memory reach; bytes above what the process held before, or
+        None where the operating system does not tell. The largest n up to ``EXACT`` has the "error" of the gradient
+        too, by :func:`error`. A contender that is not installed gives {}.
     """
     torch.set_num_threads(threads)
     try:
@@ -76,14 +76,18 @@ def trial(loss: str, contender: str, sizes: list[int], device: str, autocast: bo
             held = None if before is None else max(0, _peak(device) - before)
         except torch.OutOfMemoryError:
             break
-        exact = n <= EXACT[device] and inputs[0].grad is not None
-        found[n] = {"seconds": elapsed, "bytes": held, "error": error(loss, inputs) if exact else None}
+        found[n] = {"seconds": elapsed, "bytes": held}
         later = [size for size in sizes if size > n]
         if later and (
             _extrapolate(found, "seconds", later[0]) > PATIENCE
             or _extrapolate(found, "bytes", later[0]) > 0.8 * _available(device)
         ):
             break
+    if exact := [n for n in found if n <= EXACT[device]]:  # last, for what it allocates would hide later peaks
+        inputs = embeddings(max(exact), device, autocast)
+        seconds(function, inputs, device, autocast)
+        if inputs[0].grad is not None:
+            found[max(exact)]["error"] = error(loss, inputs)
     return found
 
 
