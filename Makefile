@@ -29,6 +29,9 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 ifeq ($(filter $(PROFILE),auto $(PROFILES)),)
 $(error Unknown PROFILE '$(PROFILE)': expected one of auto $(PROFILES))
 endif
+ifneq ($(filter-out loky ray dask,$(or $(ENGINE),$(CONTRASTIVE_ENGINE))),)
+$(error Unknown ENGINE '$(or $(ENGINE),$(CONTRASTIVE_ENGINE))': expected one of loky ray dask)
+endif
 # auto: a CUDA device, then gpu; else cpu
 profile := $(or $(filter-out auto,$(PROFILE)),$(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu))
 
@@ -79,7 +82,7 @@ help: ## print this help
 	@echo "  GPUS       GPUs of the cluster that a run takes, such as 0.5; default: one a process, where a run uses any"
 	@echo "  FROM       of merge: a results folder, here or user@host:path; INTO: the recorded results that it goes to; WEIGHTS=1: fetch them too"
 	@echo "  DETERMINISTIC  1: only algorithms that repeat their results bit by bit on the same device"
-	@echo "  DRY_RUN    1: count the runs and estimate the hours; train nothing, write nothing"
+	@echo "  DRY_RUN    1: of reproduce and reference: count the runs and estimate the hours; train nothing, write nothing"
 
 setup: $(ready) ## make .venv and install the package with its tools
 
@@ -103,8 +106,8 @@ ifneq ($(filter-out 0,$(DRY_RUN)),)
 else
 	$(if $(filter gpu paper,$(profile)),@-$(estimate))
 	-@exec $(MAKE) -k -j 2 $(these)
-	@$(py) -m companion.course.report --profile $(profile) --dataset '$(DATASET)' --seed $(SEED); \
-	  $(MAKE) --question $(these); status=$$?; \
+	-@$(py) -m companion.course.report --profile $(profile) --dataset '$(DATASET)' --seed $(SEED)
+	@$(if $(findstring n,$(filter-out --%,$(firstword -$(MAKEFLAGS)))),:,$(MAKE) --question $(these)); status=$$?; \
 	  [ $$status = 0 ] || echo "Some notebooks failed (above); the scoreboard shows what the others, and earlier runs, have filed." >&2; \
 	  echo "Notebooks: $(folder)/notebooks/   Scoreboard: $(folder)/scoreboard.html"; exit $$status
 endif

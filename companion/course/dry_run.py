@@ -16,7 +16,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from companion.course.student import opened
-from companion.errors import extra
+from companion.errors import CompanionError, extra
 from companion.ledger import Ledger
 from companion.ledger.claims import VERDICTS
 from companion.training.config import Config
@@ -87,10 +87,20 @@ def statements(notebook: Path) -> list[Statement]:
     """Those of the code cells of a notebook, in their order.
 
     Raises:
-        CompanionError: if it is no notebook that can be read.
+        CompanionError: if it is no notebook that can be read, or a cell is not Python alone.
     """
-    cells = enumerate(opened(notebook).cells)
-    return [Statement(i, node) for i, cell in cells if cell.cell_type == "code" for node in ast.parse(cell.source).body]
+    found = []
+    for i, cell in enumerate(opened(notebook).cells):
+        if cell.cell_type != "code":
+            continue
+        try:
+            found += [Statement(i, node) for node in ast.parse(cell.source).body]
+        except SyntaxError as error:
+            raise CompanionError(
+                f"{notebook.name}, cell {i}, is no plain Python ({error.msg}), and a dry run follows nothing else: "
+                "leave DRY_RUN out, or commands with % and ! out of the notebook."
+            ) from error
+    return found
 
 
 def leading_to_training(code: list[Statement]) -> list[tuple[Statement, bool]]:

@@ -87,10 +87,8 @@ def report(found: Sequence[Cost], profile) -> str:
         _how(profile),
     ]
     for cost in found:
-        if cost.cut_short:
-            cells = ", ".join(map(str, cost.cut_short))
-            plural = "s" * (len(cost.cut_short) > 1)
-            notes.append(f"{cost.notebook}: at least these; cell{plural} {cells} cannot be followed without weights.")
+        for cell, why in cost.cut_short.items():
+            notes.append(f"{cost.notebook}: at least these; cell {cell} was not followed to its end ({why}).")
         if cost.unstored:
             apart = sum((device == "cpu") == rates.on_gpu(config) for config, device in cost.unstored)
             where = f"{apart} of them on the CPU, not in the hours" if apart else "in the hours"

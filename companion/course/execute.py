@@ -150,7 +150,9 @@ def main() -> int:
         print(f"{name}: the kernel died ({error}); was the memory enough?", file=sys.stderr)
         return 1
     except SystemExit as stopped:
-        print(f"{name}: stopped; what it was training is saved, and goes on when it is started again", file=sys.stderr)
+        cluster = os.environ.get("CONTRASTIVE_ENGINE", "").strip() not in ("", "loky")
+        then = "goes on from its last checkpoint" if cluster else "is saved, and goes on"
+        print(f"{name}: stopped; what it was training {then} when it is started again", file=sys.stderr)
         return stopped.code
     print(f"{name} done in {time.monotonic() - started:.0f} s", flush=True)
     return 0

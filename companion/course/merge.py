@@ -179,7 +179,8 @@ class Merge:
             lacking = new[column.isna() & (new["epochs"] > 0) & (new["method"] != "clip")] if len(new) else new
             if len(lacking):
                 lines.append(
-                    f"No {name}_accuracy in {len(lacking)} new rows: it came with none, and cannot be had here."
+                    f"No {name}_accuracy in {len(lacking)} new rows: it came with none, and cannot be had here. Such a "
+                    "cell stays empty: once the baselines are there, remove these lines of runs.csv and merge again."
                 )
         fates = list(self.claims.values())
         told = f"Claims: {fates.count(TAKEN)} taken over, {fates.count(STOOD)} left as they were."
@@ -245,7 +246,7 @@ def _whole(run: Run) -> None:
     """Raise if a file of the run holds less than it should."""
     numbers = run.metrics
     if (
-        not all(isinstance(value, int | float) for value in numbers.values())
+        not all(type(value) in (int, float) and not math.isinf(value) for value in numbers.values())
         or not np.isfinite([numbers.get(name, math.nan) for name in ("linear_accuracy", "negative_variance")]).all()
     ):
         raise CompanionError("its metrics are damaged: expected numbers, and a finite accuracy and variance")

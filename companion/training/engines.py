@@ -180,7 +180,10 @@ def _connecting(engine: Engine) -> Iterator[None]:
     except Exception as error:
         if not engine.address:
             raise
-        token = " Where it asks for a token, set RAY_AUTH_MODE=token." * (engine.name == "ray")
+        token = (
+            " If the cluster asks for a token, set RAY_AUTH_MODE=token and copy its ~/.ray/auth_token to this machine; "
+            "if it asks for none, unset it."
+        ) * (engine.name == "ray")
         raise CompanionError(
             f"No client could connect to {engine.address} ({type(error).__name__}: {error}): expected "
             f"{STARTED[engine.name]}, in the version that is installed here.{token}"

@@ -38,32 +38,41 @@ FORMS = {
 
 
 def published_probe(
-    method: Method, config: Config, images: data.Data, *, form: str = "text", passes: int = EPOCHS
+    method: Method,
+    config: Config,
+    images: data.Data,
+    *,
+    form: str = "text",
+    passes: int | None = None,
+    epochs: int = EPOCHS,
 ) -> np.ndarray:
     """A linear classifier of frozen features, trained by SGD as the paper says: see :func:`sgd_probe`.
 
     In the ``text`` it sees the encoder's outputs "without applying any augmentations", "normalized"; in the ``code``
-    (github.com/leechungpa/embedding-similarity-cl, ``main_linear.py``) those of a random crop, of 8 % of the area or
-    more, and flip of each training image, not normalised. Crops are resized as in
-    :class:`~companion.training.augment.RandomView`, not bicubically.
+    (github.com/leechungpa/embedding-similarity-cl: rate, batch and epochs in ``scripts/linear_cifar.yaml``; crop, flip
+    and momentum in the solo-learn that it imports) those of a random crop, of 8 % of the area or more, and flip of each
+    training image, not normalised.
 
     Args:
         method: in evaluation mode, on the device where all of this shall run: ``run.method()``.
         config: its description; the seed decides the classifier's first weights, the order of the images, the crops.
         images: ``run.data()``; the probe is trained on its labelled training images.
         form: ``text`` or ``code``.
-        passes: of ``code``, how often the training images are cropped anew and go through the encoder: 200, in every
+        passes: of ``code``, how often the training images are cropped anew and go through the encoder: None, in every
             epoch; with fewer the passes come around again, which is that much faster.
+        epochs: of the classifier; its number of steps goes with the training images.
 
     Returns:
         (k,) booleans: which test images are classified correctly.
 
     Raises:
-        CompanionError: for another form, passes that are no whole number from 1 to 200, or a classifier that diverged.
+        CompanionError: for another form, passes that are no whole number from 1 to ``epochs``, or a classifier that
+            diverged.
     """
     chosen = FORMS[choose(form, FORMS, "form of the published probe")]
-    if whole(passes, "passes", least=1) > EPOCHS:
-        raise CompanionError(f"passes is {passes}: expected at most {EPOCHS}, one an epoch.")
+    passes = epochs if passes is None else passes
+    if whole(passes, "passes", least=1) > whole(epochs, "epochs", least=1):
+        raise CompanionError(f"passes is {passes}: expected at most {epochs}, one an epoch.")
 
     def prepared(x: Tensor) -> Tensor:
         return F.normalize(x, dim=1) if chosen.normalise else x
@@ -76,23 +85,30 @@ def published_probe(
         return prepared(features(method, images.labelled, view=augment and (lambda x: augment(x, draws)))[0])
 
     count = passes if augment else 1
-    kept = [seen(number) for number in range(count)] if count < EPOCHS else None
+    kept = [seen(number) for number in range(count)] if count < epochs else None
     of_epoch = (lambda epoch: kept[epoch % count]) if kept else seen
     x, y = features(method, images.test)
-    return sgd_probe(of_epoch, images.labelled.labels.to(device), (prepared(x), y), number=config.seed)
+    return sgd_probe(of_epoch, images.labelled.labels.to(device), (prepared(x), y), number=config.seed, epochs=epochs)
 
 
 def sgd_probe(
-    of_epoch: Callable[[int], Tensor], labels: Tensor, test: tuple[Tensor, Tensor], *, number: int = 0
+    of_epoch: Callable[[int], Tensor],
+    labels: Tensor,
+    test: tuple[Tensor, Tensor],
+    *,
+    number: int = 0,
+    epochs: int = EPOCHS,
 ) -> np.ndarray:
-    """Softmax regression by SGD: a rate of .1 that falls to 0 along half a cosine, once an epoch, momentum .9, batches
-    of 256, the last of an epoch as small as it comes, 200 epochs, no weight decay.
+    """Softmax regression by SGD: a rate of .1 that falls to 0 along half a cosine, momentum .9, batches of 256, no
+    weight decay. The published code lowers the rate at every step, this at every epoch, and it leaves out the last
+    batch of an epoch, which is smaller.
 
     Args:
         of_epoch: number of the epoch → (n, d) features of the training images.
         labels: (n,).
         test: features (k, d) and labels (k,).
         number: seed of the first weights and of the order of the images.
+        epochs: of training.
 
     Returns:
         (k,) booleans: which test images are classified correctly.
@@ -104,8 +120,8 @@ def sgd_probe(
     with seeded(number, 6):
         layer = nn.Linear(x.shape[1], int(labels.max()) + 1).to(x.device)
     optimizer = torch.optim.SGD(layer.parameters(), lr=RATE, momentum=MOMENTUM)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
-    for epoch in range(EPOCHS):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    for epoch in range(epochs):
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed(number, 7, epoch)))
         order, features_now = order.to(x.device), of_epoch(epoch)
         for batch in order.split(BATCH_SIZE):

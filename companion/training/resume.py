@@ -50,7 +50,7 @@ class Checkpoints:
         with contextlib.suppress(ValueError):
             given = float(given)
         self.seconds, self.saved = positive(given, "CONTRASTIVE_CHECKPOINT_SECONDS", zero=True), time.monotonic()
-        self.sound = False  # whether the file at `path` is known to be whole
+        self.sound = False  # whether the file at `path` is known to be whole, and of the end of an epoch
         self.part = None  # what was done of the epoch that the checkpoint was saved in
 
     def restore(self) -> list[dict]:
@@ -67,7 +67,7 @@ class Checkpoints:
                 why = (str(error).splitlines() or [type(error).__name__])[0][:200]
                 print(f"The checkpoint {path} cannot be used ({why}). {then}.", file=sys.stderr)
                 continue
-            self.sound = path == self.path
+            self.sound = path == self.path and self.part is None
             self._count(history)
             return history
         return []
@@ -149,7 +149,8 @@ class Checkpoints:
             except OSError as error:
                 raise CompanionError(f"Cannot rename {self.path} ({error.strerror or error}).") from error
         store.write(self.path, buffer.getvalue())
-        self.sound, self.saved = True, time.monotonic()
+        # One in the middle of an epoch does not push out the one before: only as many processes can go on from it.
+        self.sound, self.saved = part is None, time.monotonic()
 
     def _count(self, history: list[dict]) -> None:
         store.write(self.path.with_name("epochs"), "." * len(history))  # for whoever watches: a byte an epoch

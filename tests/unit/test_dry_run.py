@@ -13,7 +13,8 @@ from companion.course import estimate, profiles
 from companion.errors import CompanionError
 from companion.ledger import load
 from companion.ledger.ledger import read
-from companion.training import data, planned
+from companion.training import data, planned, recorded
+from companion.training.config import from_json
 
 PARAMETERS = 'PROFILE = "auto"\nDATASET = ""\nSEED = 0'
 SMALL = '{"n_train": 96, "n_validation": 20, "width": 4, "epochs": 2, "warmup_epochs": 0, "batch_size": 32}'
@@ -116,6 +117,33 @@ def test_neither_a_device_nor_data_are_needed(tmp_path, results, monkeypatch):
     assert len(plan.runs) == 3
     with pytest.raises(CompanionError, match="needs a CUDA device"):
         profiles.load("paper")
+
+
+def test_a_cell_that_is_not_python_alone_is_told(tmp_path, results):
+    with pytest.raises(CompanionError, match="cell 3, is no plain Python"):
+        asked(notebook(tmp_path, "%matplotlib inline"))
+
+
+def test_the_most_alike_of_a_recorded_run_is_that_run():
+    known = recorded.read(paths.reference() / "cpu" / "runs.csv")
+    one_seed = known[known["seed"] == known["seed"].min()].iloc[:: max(1, len(known) // 40)]
+    for _, row in one_seed.iterrows():
+        config = from_json(row["config"])
+        twins = known[[from_json(text).replace(seed=0) == config.replace(seed=0) for text in known["config"]]]
+        assert estimate.most_alike(config)["linear_accuracy"] in set(twins["linear_accuracy"])
+
+
+def test_the_hours_are_those_of_runs_to_train_and_of_trainings_on_the_device(monkeypatch, tiny):
+    monkeypatch.setattr(estimate.rates, "seconds", lambda config: 3600.0 * config.seed)
+    there, by_hand = tiny.replace(seed=2), tiny.replace(seed=5)
+    assert estimate.Cost("a", 3, 1, [there], [(by_hand, "cpu")], {}).hours == 7
+    assert estimate.Cost("a", 3, 1, [there], [(by_hand, "cuda")], {}).hours == 2
+
+
+def test_why_a_cell_was_not_followed_is_told(tiny):
+    found = [estimate.Cost("09_x", 1, 0, [], [], {4: "TypeError: no weights"})]
+    told = " ".join(estimate.report(found, profiles.load("cpu")).split())
+    assert "09_x: at least these; cell 4 was not followed to its end (TypeError: no weights)." in told
 
 
 def test_what_takes_long_is_cut_short(tmp_path, results, monkeypatch):

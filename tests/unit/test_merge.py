@@ -138,6 +138,8 @@ DAMAGE = {
     "half-written": (lambda run: (run / "metrics.json").write_text('{"linear_acc'), "missing or damaged"),
     "no number": (edit("metrics.json", linear_accuracy=float("nan")), "its metrics are damaged"),
     "words": (edit("metrics.json", alignment="high"), "its metrics are damaged"),
+    "a truth value": (edit("metrics.json", alignment=True), "its metrics are damaged"),
+    "an infinity": (edit("metrics.json", alignment=float("inf")), "its metrics are damaged"),
     "unknown origin": (lambda run: (run / "environment.json").write_text("{}"), "does not say what it was made with"),
     "an epoch lost": (cut_short, "its history is damaged: expected 2 epochs"),
     "binary": (lambda run: (run / "history.csv").write_bytes(b"\xff\x00\xff"), "missing or damaged"),

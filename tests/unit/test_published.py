@@ -78,12 +78,19 @@ def test_each_form_against_sgd_by_hand(network, form):
 def test_images_are_cropped_anew_in_every_epoch_unless_passes_are_fewer(network, monkeypatch):
     method, config, images = network
     asked, features = [], published.features
-    monkeypatch.setattr(published, "EPOCHS", 6)
     monkeypatch.setattr(published, "features", lambda *a, **o: asked.append(o.get("view")) or features(*a, **o))
-    for form, passes, cropped, whole in (("code", 6, 6, 1), ("code", 2, 2, 1), ("text", 6, 0, 2)):
+    for form, passes, cropped, whole in (("code", None, 6, 1), ("code", 2, 2, 1), ("text", None, 0, 2)):
         asked.clear()
-        published.published_probe(method, config, images, form=form, passes=passes)
+        published.published_probe(method, config, images, form=form, passes=passes, epochs=6)
         assert (sum(map(bool, asked)), sum(view is None for view in asked)) == (cropped, whole)
+
+
+def test_more_epochs_are_more_steps_along_a_longer_cosine(network):
+    """On classes that a line separates by a hair the error falls with the length of training."""
+    z = torch.randn(512, 4, generator=torch.Generator().manual_seed(0))
+    labels = (z[:, 0] + 0.02 * z[:, 1] > 0).long()
+    right = [published.sgd_probe(lambda epoch: z / 5, labels, (z / 5, labels), epochs=n).mean() for n in (1, 300)]
+    assert right[1] > max(right[0], 0.97)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +99,7 @@ def test_images_are_cropped_anew_in_every_epoch_unless_passes_are_fewer(network,
         ({"form": "codes"}, "Unknown form of the published probe 'codes': expected one of text, code"),
         ({"passes": 0}, "passes is 0: expected a whole number of at least 1"),
         ({"passes": 201}, "passes is 201: expected at most 200, one an epoch"),
+        ({"passes": 7, "epochs": 6}, "passes is 7: expected at most 6, one an epoch"),
     ],
 )
 def test_what_is_no_probe_is_told(network, options, told):

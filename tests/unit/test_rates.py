@@ -53,6 +53,9 @@ def test_other_networks_and_methods_are_scaled(gpu):
     larger = rates._forward("resnet50", 32, 24, 512) / rates._forward("resnet18", 32, 24, 512)
     assert growth(gpu.replace(encoder="resnet50")) == pytest.approx(plain * larger)
     assert larger > 2
+    assert growth(gpu.replace(method=Clip())) == pytest.approx(plain / 2)  # the second view is a text
+    ends = [rates.recorded(gpu.replace(encoder=name))[2] for name in ("resnet18", "resnet50")]
+    assert ends[1] == pytest.approx(ends[0] * larger)  # features are measured by the same network
 
 
 def test_on_a_cpu_it_is_timed_and_what_makes_no_difference_once(results, tiny, monkeypatch):
