@@ -17,11 +17,13 @@ class Similarity:
     """A similarity function of your own, from a function of two (n, d) and (k, d) tensors that returns (n, k).
 
     The losses turn such a function into a `Similarity` themselves: ``nt_xent(u, v, temperature=1, similarity=f)``.
+    With ``tile=`` it is called with parts of the two; what else it uses, such as a learned matrix, gets no gradient.
     """
 
     low, high = -math.inf, math.inf  # what a similarity lies between
     symmetric = False  # whether s(a, b) = s(b, a) is known; then tiles compute such pairs once
     bilinear = False  # whether it is aᵀb of prepared embeddings; then tiles know its gradient
+    pairwise = False  # whether it depends on its two embeddings alone; then a loss may take tiles unasked
 
     def __init__(self, function: Callable[[Tensor, Tensor], Tensor] | None = None):
         self._function = function
@@ -53,7 +55,7 @@ class OfPrepared(Similarity):
     """A similarity that takes its embeddings as prepared already."""
 
     def __init__(self, similarity: Similarity):
-        for name in ("low", "high", "symmetric", "bilinear", "matrix", "pairs", "logits"):
+        for name in ("low", "high", "symmetric", "bilinear", "pairwise", "matrix", "pairs", "logits"):
             setattr(self, name, getattr(similarity, name))
 
 
@@ -64,7 +66,7 @@ class _Cosine(Similarity):
     from a metric: 1 - cosine breaks the triangle inequality.
     """
 
-    low, high, symmetric, bilinear = -1.0, 1.0, True, True
+    low, high, symmetric, bilinear, pairwise = -1.0, 1.0, True, True, True
 
     def prepare(self, a):
         return F.normalize(a, dim=1)
@@ -88,7 +90,7 @@ class _ArcLength(Similarity):
     off by at most arccos(1 - eps)/π: 1.6e-4 in float32, 6.8e-9 in float64.
     """
 
-    low, high, symmetric = 0.0, 1.0, True
+    low, high, symmetric, pairwise = 0.0, 1.0, True, True
 
     def prepare(self, a):
         return F.normalize(a, dim=1)
@@ -112,7 +114,7 @@ class _Euclidean(Similarity):
     gradient of two equal embeddings, which has no direction, is zero.
     """
 
-    high, symmetric = 0.0, True
+    high, symmetric, pairwise = 0.0, True, True
 
     def matrix(self, a, b):
         return -torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")

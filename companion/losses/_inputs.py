@@ -106,7 +106,7 @@ def check_queue(queue: Tensor, u: Tensor) -> None:
 not_negative = functools.partial(positive, zero=True)
 
 
-def loss(function=None, **checks):
+def loss(function=None, *, prepare: bool = True, **checks):
     """Make a formula a public loss, as ``@loss``, or ``@loss(margin=number)`` to check hyperparameters by that name.
 
     The decorated function may rely on this: its embeddings (`u`, `v`, `z`, `queue`) and labels (`y`) are sound; all
@@ -116,7 +116,7 @@ def loss(function=None, **checks):
     nothing has looked at the values of tensors.
     """
     if function is None:
-        return functools.partial(loss, **checks)
+        return functools.partial(loss, prepare=prepare, **checks)
     checks = {"temperature": positive, **checks}
     signature = inspect.signature(function)
 
@@ -137,9 +137,10 @@ def loss(function=None, **checks):
         with torch.autocast(arguments[given[0]].device.type, enabled=False):
             for name in given:
                 arguments[name] = arguments[name].to(dtype)
-            if "similarity" in signature.parameters and not is_plain():  # once for all uses
-                similarity = arguments.get("similarity", cosine)
-                arguments |= {name: similarity.prepare(arguments[name]) for name in given}
+            similarity = arguments.get("similarity", cosine if "similarity" in signature.parameters else None)
+            if prepare and similarity is not None and similarity.pairwise and not is_plain():  # once for all uses
+                prepared = {id(arguments[name]): similarity.prepare(arguments[name]) for name in given}
+                arguments |= {name: prepared[id(arguments[name])] for name in given}
                 arguments["similarity"] = OfPrepared(similarity)
             return function(**arguments)
 

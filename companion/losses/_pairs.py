@@ -89,7 +89,7 @@ def log_sum_exp_both_ways(
 
 def _log_sum_exp(a, b, temperature, similarity, skip, tile, dims) -> tuple[Tensor, ...]:
     keep = tiled.KEPT if tile is None else 0
-    if (tile := tiled.side(a, b, tile)) is not None:
+    if (tile := tiled.side(a, b, tile, similarity)) is not None:
         return tiled.log_sum_exp(a, b, temperature, similarity, skip, tile, keep=keep)
     # The value of a tensor is not asked for: under torch.func it has none, and a GPU would have to be waited for.
     safe = not isinstance(temperature, Tensor) and tiled.bounded(similarity, temperature, a.dtype)
@@ -120,7 +120,7 @@ def total(term, a: Tensor, b: Tensor, similarity: Similarity, skip: Skip, *, row
         shared: scalar tensors.
         tile: the side of a tile, None for what is fastest.
     """
-    if (tile := tiled.side(a, b, tile)) is not None:
+    if (tile := tiled.side(a, b, tile, similarity)) is not None:
         return tiled.total(term, a, b, similarity, skip, rows, shared, tile)
     return tiled.whole_total(term, similarity.prepare(a), similarity.prepare(b), similarity, skip, rows, shared)
 

@@ -31,7 +31,7 @@ def pair_weights(n: int, *, c1: float, c2: float) -> Tensor:
     return torch.cat([torch.cat([c2 * different, c1 * different], 1), torch.cat([c1 * different, c2 * different], 1)])
 
 
-@loss
+@loss(prepare=False)  # they do so in float64
 def info_nce_family(
     u: Tensor, v: Tensor, *, phi: Callable, psi: Callable, c1: float, c2: float, similarity=cosine
 ) -> Tensor:
@@ -55,7 +55,7 @@ def info_nce_family(
     return psi((weights * phi(differences)).sum(dim=1)).mean().to(u.dtype)
 
 
-@loss
+@loss(prepare=False)  # they do so in float64
 def additive_family(
     u: Tensor, v: Tensor, *, phi: Callable, psi: Callable, c1: float, c2: float, similarity=cosine
 ) -> Tensor:

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from companion.errors import positive
-from companion.losses._inputs import is_plain, loss, not_negative
+from companion.losses import tiled
+from companion.losses._inputs import loss, not_negative
 from companion.losses._pairs import SameInstance, log_sum_exp
 from companion.similarity import cosine
 
@@ -46,7 +47,7 @@ def uniform(z: Tensor, *, t: float = 2, tile: int | None = None) -> Tensor:
         CompanionError: if ``z`` is not (n, d), finite, with n >= 2, or t is not positive.
     """
     n = len(z)
-    if tile is not None or not is_plain():  # -t‖z_i - z_j‖² = 2t z_iᵀz_j - 2t
+    if (tile := tiled.side(z, z, tile, cosine)) is not None:  # -t‖z_i - z_j‖² = 2t z_iᵀz_j - 2t
         return (
             log_sum_exp(z, z, 1 / (2 * t), cosine, SameInstance(n), tile).logsumexp(dim=0)
             - 2 * t

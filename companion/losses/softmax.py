@@ -264,5 +264,5 @@ def _hardest(u: Tensor, v: Tensor, keep: int, similarity, tile) -> Tensor:
         positives = SameInstance(n).mask(rows, range(n), u.device)
         return s.masked_fill(positives, -torch.inf).topk(keep, dim=1).values
 
-    tile = tiled.side(u, v, tile, largest=2**24)  # blocks of rows only save memory
+    tile = tiled.side(u, v, tile, similarity, largest=2**24)  # blocks of rows only save memory
     return hardest(range(n)) if tile is None else tiled.in_row_blocks(hardest, u, tile)

@@ -5,7 +5,8 @@ their rows and their columns. A loss gets here by itself where that is faster (:
 exponentials for its gradient, up to ``KEPT`` bytes, and computes those of other tiles again. Or it gets here by its
 keyword ``tile=``, for the least memory; then nothing is kept.
 
-Gradients are exact. One that is to be differentiated again (``create_graph=True``) is formed from the whole matrix.
+Gradients are exact. One that is to be differentiated again (``create_graph=True``) is formed from the whole matrix;
+several at once (``is_grads_batched=True``) can be had inside :func:`companion.losses.plain` alone.
 """
 
 import math
@@ -20,18 +21,23 @@ from companion.similarity import Similarity
 # By kind of device: pairs up to which the whole matrix is as fast, and the side of the tiles beyond that. A CPU's cache
 # holds one of these, 1 MiB of float32; to a GPU a matrix of 256 MiB is no burden.
 LARGEST, SIDE = {"cpu": 2**19, "cuda": 2**26}, {"cpu": 512, "cuda": 8192}
+NARROW = 2**23  # pairs up to which a few anchors against many candidates are one matrix: their tiles would be slivers
 KEPT = 2**28  # bytes of exponentials that one log-sum-exp keeps from its forward to its backward pass: 256 MiB
 
 
-def side(a: Tensor, b: Tensor, tile: int | None, *, largest: int = 0) -> int | None:
+def side(a: Tensor, b: Tensor, tile: int | None, similarity: Similarity, *, largest: int = 0) -> int | None:
     """The side of the tiles to compute the pairs of a and b in: ``tile`` if it is given, else what is fastest for so
-    many; None is the whole matrix, taken up to ``LARGEST`` pairs, or ``largest`` if that is more. The matrix alone can
-    be mapped by ``torch.func`` or compiled, and is taken there."""
+    many; None is the whole matrix, taken up to ``LARGEST`` pairs, or ``largest`` if that is more, for a narrow matrix,
+    and for a similarity that may depend on more than its two embeddings. The matrix alone can be mapped by
+    ``torch.func``, differentiated forwards or compiled, and is taken there."""
     kind = a.device.type if a.device.type in SIDE else "cpu"
-    if tile is not None or is_plain() or len(a) * len(b) <= max(LARGEST[kind], largest):
+    pairs, narrow = len(a) * len(b), min(len(a), len(b)) < SIDE[kind] // 4
+    most = max(LARGEST[kind], largest, NARROW if narrow else 0)
+    if tile is not None or is_plain() or not similarity.pairwise or pairs <= most:
         return tile
-    transformed = torch._C._functorch.peek_interpreter_stack() is not None
-    return None if transformed or torch.compiler.is_compiling() else SIDE[kind]
+    mapped = torch._C._functorch.peek_interpreter_stack() is not None
+    forwards = torch.autograd.forward_ad._current_level >= 0
+    return None if mapped or forwards or torch.compiler.is_compiling() else SIDE[kind]
 
 
 def bounded(similarity: Similarity, temperature: float, dtype: torch.dtype) -> bool:
@@ -50,6 +56,7 @@ def log_sum_exp(
     left, right = _prepared(a, b, similarity)
     # Before it moves to the device: there it would have to be waited for.
     number = temperature.detach().item() if isinstance(temperature, Tensor) else temperature
+    keep = keep if torch.is_grad_enabled() else 0
     form = similarity, skip, tile, keep, bounded(similarity, number, left.dtype)
     rows, columns = _LogSumExp.apply(left, right, scalar(temperature, like=a), form)
     return rows, rows if columns is None else columns
@@ -84,6 +91,8 @@ def whole_total(term, a: Tensor, b: Tensor, similarity: Similarity, skip, rows, 
 
 def _differentiable(whole, inputs, of_outputs) -> list[Tensor | None]:
     """The gradient of ``whole(*inputs)``, which can be differentiated in turn."""
+    # Copies, since an input may be a function of another one, whose gradient shall not go through it here.
+    inputs = [None if x is None else x.view_as(x) for x in inputs]
     wanted = [x for x in inputs if x is not None and x.requires_grad]
     outputs = whole(*inputs)
     found = iter(torch.autograd.grad(outputs, wanted, of_outputs, create_graph=True, allow_unused=True))
@@ -145,6 +154,8 @@ class _LogSumExp(torch.autograd.Function):
         of_columns = of_rows if symmetric else of_columns
         grad_a, grad_t = torch.zeros_like(a), torch.zeros_like(temperature)
         grad_b = grad_a if symmetric else torch.zeros_like(b)
+        # A queue needs no gradient; that of τ comes from a's.
+        of_a, of_b = ctx.needs_input_grad[0] or ctx.needs_input_grad[2], symmetric or ctx.needs_input_grad[1]
         # ∂ log Σ_j e^x_ij / ∂ x_ij = e^(x_ij - log Σ); a sum over no pairs is -∞ and has no gradient
         rows, columns = (sums.masked_fill(sums == -torch.inf, 0) for sums in (rows, columns))
         if bounded:
@@ -166,8 +177,10 @@ class _LogSumExp(torch.autograd.Function):
                     slope += (x - columns[_slice(j)]).exp_().mul_(of_columns[_slice(j)])
             slope = without(skip, slope, i, j, 0)
             if similarity.bilinear:
-                grad_a[_slice(i)].addmm_(slope, right[_slice(j)])
-                grad_b[_slice(j)].addmm_(slope.T, a[_slice(i)])
+                if of_a:
+                    grad_a[_slice(i)].addmm_(slope, right[_slice(j)])
+                if of_b:
+                    grad_b[_slice(j)].addmm_(slope.T, a[_slice(i)])
             else:
                 parts = torch.autograd.grad(logits, leaves, slope)
                 for grad, part in zip((grad_a[_slice(i)], grad_b[_slice(j)], grad_t), parts, strict=True):

@@ -261,3 +261,8 @@ def test_with_a_queue_one_anchor_is_enough(tile):
 def test_bad_tile(name, tile):
     with pytest.raises(CompanionError, match="tile is"):
         call(name, U, V, tile=tile)
+
+
+def test_finite_values_whose_sum_overflows_are_finite():
+    z = torch.full((8, 4), 6e4, dtype=torch.float16)
+    assert torch.isfinite(losses.nt_xent(z, z, temperature=0.2))

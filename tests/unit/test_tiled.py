@@ -220,6 +220,7 @@ def test_many_pairs_are_computed_in_tiles_and_few_are_not(monkeypatch):
     asked = []
     monkeypatch.setattr(tiled, "log_sum_exp", lambda *given, **options: asked.append(given[-1]) or _whole(*given))
     monkeypatch.setitem(tiled.LARGEST, "cpu", 16 * 16)
+    monkeypatch.setattr(tiled, "NARROW", 0)
 
     def _whole(a, b, temperature, similarity, skip, tile):
         logits = tiled.whole_logits(similarity.prepare(a), similarity.prepare(b), temperature, similarity, skip)
@@ -310,3 +311,116 @@ def test_the_plain_way_is_that_of_the_recorded_runs():
     with losses.plain():
         observed = value_and_gradients(lambda u, v: losses.nt_xent(u, v, temperature=0.2), (u, v))
     assert all(torch.equal(a, b) for a, b in zip(observed, expected, strict=True))
+
+
+@pytest.mark.parametrize("tile", [None, 3])
+@pytest.mark.parametrize("name", TILED)
+def test_a_gradient_that_can_be_differentiated_is_the_same_gradient(name, tile, many):
+    """Also where the second view is a function of the first, and a learned parameter of both."""
+    for similarity in (cosine, euclidean):
+        options = {} if name in NO_SIMILARITY else {"similarity": similarity}
+        u, v = (x.clone().requires_grad_() for x in views())
+
+        def value(u, v, o=options):
+            return call(name, u, 0.5 * v + u.square(), tile=tile, **o)
+
+        once, again = (
+            torch.autograd.grad(value(u, v), (u, v), create_graph=c, allow_unused=True) for c in (False, True)
+        )
+        for a, b in zip(once, again, strict=True):
+            if a is not None:
+                torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_the_same_of_learned_parameters_that_depend_on_the_embeddings(many):
+    u, v = (x.clone().requires_grad_() for x in views())
+    t = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    functions = (
+        lambda: losses.sincere(u, LABELS, temperature=t),
+        lambda: losses.clip(u, v, temperature=t * u.square().mean()),
+        lambda: losses.siglip(u, v, scale=t, bias=-t),
+    )
+    for function in functions:
+        once, again = (
+            torch.autograd.grad(function(), (u, v, t), create_graph=c, allow_unused=True) for c in (False, True)
+        )
+        for a, b in zip(once, again, strict=True):
+            if a is not None:
+                torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name in TILED if name not in NO_SIMILARITY])
+def test_a_similarity_that_learns_keeps_its_gradient_and_its_matrix(name, many):
+    """It may depend on more than its two embeddings, so it gets all of them at once unless a tile is asked for."""
+    u, v = views()
+    found = []
+    for plain in (False, True):
+        weight = SKEW.clone().requires_grad_()
+
+        def learned(a, b, weight=weight):
+            assert len(a) in (1, 8, 16)  # a pair, or all
+            return a @ weight @ b.T / 5
+
+        value = (plainly if plain else call)(name, u, v, similarity=learned)
+        found.append((value.detach(), torch.autograd.grad(value, weight)[0]))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+def test_forward_derivatives(many):
+    u, v = views()
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(u, v)
+        slope = torch.autograd.forward_ad.unpack_dual(losses.nt_xent(dual, v, temperature=0.3)).tangent
+    leaf = u.clone().requires_grad_()
+    gradient = torch.autograd.grad(losses.nt_xent(leaf, v, temperature=0.3), leaf)[0]
+    torch.testing.assert_close(slope, (gradient * v).sum())
+
+
+def test_a_queue_without_a_gradient_changes_nothing(many):
+    u, v = views()
+    queue = views(n=20, seed=6)[0]
+    for learns in (False, True):
+        q = queue.clone().requires_grad_(learns)
+        found = value_and_gradients(lambda u, v, q=q: losses.info_nce(u, v, temperature=0.2, queue=q), (u, v))
+        with losses.plain():
+            expected = value_and_gradients(lambda u, v, q=q: losses.info_nce(u, v, temperature=0.2, queue=q), (u, v))
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_nothing_is_kept_where_no_gradient_is_asked_for(many, monkeypatch):
+    given = []
+    apply = tiled._LogSumExp.apply
+    monkeypatch.setattr(tiled._LogSumExp, "apply", lambda *inputs: given.append(inputs[-1]) or apply(*inputs))
+    t = torch.tensor(0.2, requires_grad=True)
+    with torch.no_grad():
+        losses.nt_xent(*views(), temperature=t)
+    losses.nt_xent(*views(), temperature=t)
+    assert [form[3] for form in given] == [0, tiled.KEPT]
+
+
+def test_few_anchors_against_many_candidates_are_one_matrix(monkeypatch):
+    monkeypatch.setattr(tiled, "log_sum_exp", lambda *given, **options: pytest.fail("tiles"))
+    u, v = views(n=8)
+    queue = torch.randn(70_000, 5, dtype=torch.float64)
+    losses.info_nce(u, v, temperature=0.2, queue=queue)  # 560,000 pairs
+    with pytest.raises(pytest.fail.Exception, match="tiles"):
+        losses.info_nce(*views(n=200), temperature=0.2, queue=queue[:4000])
+
+
+def test_hardest_negatives_are_taken_in_blocks_only_to_save_memory(monkeypatch):
+    asked = []
+    monkeypatch.setattr(tiled, "in_row_blocks", lambda function, u, tile: asked.append(tile) or function(range(len(u))))
+    monkeypatch.setitem(tiled.LARGEST, "cpu", 4)
+    losses.hard_contrastive(*views(n=800), temperature=0.2, keep=2)
+    assert asked == []
+    losses.hard_contrastive(*views(n=4097, d=2, dtype=torch.float32), temperature=0.2, keep=2)
+    assert asked == [512]
+
+
+def test_collapse_is_no_uniformity_at_all():
+    z = torch.ones(6, 4, requires_grad=True)
+    value = losses.uniform(z, t=1000)
+    assert value.item() == 0
+    assert torch.autograd.grad(value, z)[0].abs().max() == 0
