@@ -25,7 +25,8 @@ def reference() -> Path:
 
 
 def full_size() -> list[str]:
-    """Names of the recorded results at the papers' size, those of the profile ``paper`` before those of ``gpu``."""
+    """Names of the recorded results with the main paper's network and image size, those of the profile ``paper``
+    before those of ``gpu``."""
     names = sorted(path.name for path in reference().glob("*") if path.is_dir())
     return [name for profile in ("paper", "gpu") for name in names if name.partition("-")[0] == profile]
 

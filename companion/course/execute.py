@@ -27,7 +27,7 @@ QUIET = ["--IPKernelApp.log_level=ERROR"]  # the kernel's notes on its transport
 GRACE = 30  # seconds in which what trains can save itself: as many as Slurm leaves
 
 
-class Kernel(AsyncKernelManager):
+class _Kernel(AsyncKernelManager):
     """A kernel that ends, with the processes that it has started, when this one is stopped by SIGTERM or Ctrl-C: they
     get SIGTERM, by which what they train is saved, and are waited for."""
 
@@ -76,7 +76,7 @@ def execute(notebook: Path, out: Path, parameters: dict) -> list[str]:
         os.environ["CONTRASTIVE_USED_RUNS"] = used.name
         os.environ["CONTRASTIVE_NOTEBOOK"] = notebook.stem
         os.environ["CONTRASTIVE_PROGRESS"] = os.ttyname(2) if sys.stderr.isatty() else "off"
-        kernel = {"kernel_manager_class": Kernel, "extra_arguments": QUIET}
+        kernel = {"kernel_manager_class": _Kernel, "extra_arguments": QUIET}
         papermill.execute_notebook(notebook, failed, parameters, progress_bar=False, **kernel)
         runs = sorted({line.strip() for line in used})
     os.replace(failed, out)

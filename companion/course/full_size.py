@@ -1,4 +1,5 @@
-"""What was recorded at the papers' size, by the profiles ``paper`` and ``gpu``, beside what a laptop finds."""
+"""What was recorded with the main paper's network and image size, by the profiles ``paper`` and, on a shorter schedule
+and other images, ``gpu``, beside what a laptop finds."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
