@@ -195,7 +195,7 @@ def main(arguments: list[str] | None = None) -> Path:
         raise CompanionError("--device cuda: torch sees no CUDA device here. Leave the option out for the CPU.")
     workers = chosen.threads if chosen.workers is None else whole(chosen.workers, "--workers", least=0)
     rounds, steps = whole(chosen.rounds, "--rounds", least=1), STEPS[chosen.device]
-    settings = SETTINGS[chosen.device] | ({"batch_size": chosen.batch_size} if chosen.batch_size else {})
+    settings = SETTINGS[chosen.device] | ({} if chosen.batch_size is None else {"batch_size": chosen.batch_size})
     config = Config(accelerator=chosen.device, augmentation=VIEWS, n_train=steps * settings["batch_size"], **settings)
     before = torch.get_num_threads()
     torch.set_num_threads(whole(chosen.threads, "--threads", least=1))

@@ -190,11 +190,14 @@ def take_over(found: dict[str, dict], folder: str, runs: set[str]) -> dict[str, 
     Returns:
         What became of each: ``TAKEN``, ``STOOD``, or why it is refused.
     """
-    path, fate = paths.reference() / folder / "claims.json", {}
+    path, profile, fate = paths.reference() / folder / "claims.json", folder.partition("-")[0], {}
     with _locked(f"reference/{folder}"):
         stand = read(path)
         for id, record in found.items():
-            if why := _untenable(load()[id], record, runs):
+            claim = load()[id]
+            if profile not in claim.profiles:
+                fate[id] = f"it is not tested at {profile}, but at {', '.join(claim.profiles)}"
+            elif why := _untenable(claim, record, runs):
                 fate[id] = why
             elif id in stand and record["n"] <= stand[id]["n"]:
                 fate[id] = STOOD

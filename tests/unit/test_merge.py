@@ -221,6 +221,15 @@ def test_a_record_gives_way_only_to_a_sound_one_of_more_observations(there, here
         assert (here / "gpu" / "claims.json").read_bytes() == before
 
 
+def test_a_claim_that_the_profile_does_not_test_is_refused(there, here):
+    other = "lee2025.table1.simclr.m32"
+    assert "gpu" not in load()[other].profiles
+    filed = json.loads((there / "gpu" / "claims.json").read_text())
+    (there / "gpu" / "claims.json").write_text(json.dumps({other: filed[CLAIM]}))
+    assert "it is not tested at gpu, but at paper" in merge.merge(str(there), "gpu")
+    assert not (here / "gpu" / "claims.json").exists()
+
+
 def test_runs_are_recorded_though_the_claims_are_damaged(there, here):
     (there / "gpu" / "claims.json").write_text("{")
     told = merge.merge(str(there), "gpu")
