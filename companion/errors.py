@@ -2,9 +2,11 @@
 
 import contextlib
 import difflib
+import functools
 import math
 import numbers
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 
 
 class CompanionError(ValueError):
@@ -33,6 +35,22 @@ def extra(name: str) -> Iterator[None]:
             f"{error.name} is not installed: this part of the companion needs it. Install it with "
             f"`pip install 'contrastive-companion[{name}]'`."
         ) from error
+
+
+def command(main: Callable) -> Callable[..., int]:
+    """Make a function the main of a command, which returns the exit status: 0, or 2 after a :class:`CompanionError`,
+    whose message is printed."""
+
+    @functools.wraps(main)
+    def wrapped(*arguments, **options) -> int:
+        try:
+            main(*arguments, **options)
+        except CompanionError as error:
+            print(error, file=sys.stderr)
+            return 2
+        return 0
+
+    return wrapped
 
 
 def choose(value, options, what: str):

@@ -14,6 +14,12 @@ def data_roots() -> list[Path]:
     return [*([Path(own).expanduser()] if own else []), _CHECKOUT / "data", ROOT / "companion" / "embedded"]
 
 
+def without_folder(dataset: str) -> str:
+    """A data set without where it lies, which is nobody's business: an image folder by its last folder's name alone."""
+    prefix, folder, path = dataset.partition("imagefolder:")
+    return prefix + folder + path.rstrip("/").rpartition("/")[2] if folder else dataset
+
+
 def results() -> Path:
     """Folder of everything that is computed: ``CONTRASTIVE_RESULTS``, or the project's ``results/``."""
     return Path(os.environ.get("CONTRASTIVE_RESULTS") or _CHECKOUT / "results").expanduser()

@@ -18,18 +18,19 @@ from companion import paths, store
 from companion.bench import speedlog
 from companion.bench.tricks import RECORD, SMALL, TRICKS, Clock, Growing, Race, Racer
 from companion.course.profiles import slug
-from companion.errors import CompanionError, positive
+from companion.errors import CompanionError, command, positive
 from companion.training import initial, load_data, probe, train
 from companion.training.config import ACCELERATORS, EMBEDDED
 from companion.training.data import Data
 from companion.training.loop import seeded
 from companion.training.provenance import algorithms, provenance
+from companion.training.rates import STEP
 from companion.training.resume import terminable
 from companion.training.runs import features
 
 NEIGHBOURS = 10
 FOREVER = 1e9  # minutes
-VIEWS_PER_SECOND = 53_100  # on one H100, as recorded in results/reference/README.md
+VIEWS_PER_SECOND = round(2 * RECORD.batch_size / STEP[RECORD.batch_size])  # on one H100, as recorded
 DRY = {  # the same on images that lie in the repository, with a network for CPUs; colour tells their classes apart
     "dataset": EMBEDDED, "image_size": 16, "n_train": 4000, "n_validation": 2000, "encoder": "small", "epochs": 16,
     "batch_size": 128, "learning_rate": 0.5, "jitter": 0.1, "grayscale": 0.0, "accelerator": "cpu", "target": 0.62,
@@ -150,22 +151,17 @@ def estimate(race: Race) -> str:
     )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run what the log does not have yet, write ``results/bench/speedrun-<device>.{jsonl,md}``, print the table and
-    return the exit status: 0, or 2 after an error, which is printed."""
+@command
+def main(arguments: list[str] | None = None) -> None:
+    """Run what the log does not have yet, write ``results/bench/speedrun-<device>.{jsonl,md}``, print the table."""
     chosen = parse(arguments)
     until = time.monotonic() + 60 * chosen.sitting
-    try:
-        races = [(label, race_of(chosen, seed, label)) for label in chosen.leave_out or [""] for seed in chosen.seeds]
-        for name in ("minutes", "sitting"):
-            positive(getattr(chosen, name), f"--{name}")
-        if chosen.accelerator == "cuda" and not torch.cuda.is_available():
-            raise CompanionError("torch sees no CUDA device here: expected one, or --dry-run, which needs none.")
-        _run_all(races, chosen, until)
-    except CompanionError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    races = [(label, race_of(chosen, seed, label)) for label in chosen.leave_out or [""] for seed in chosen.seeds]
+    for name in ("minutes", "sitting"):
+        positive(getattr(chosen, name), f"--{name}")
+    if chosen.accelerator == "cuda" and not torch.cuda.is_available():
+        raise CompanionError("torch sees no CUDA device here: expected one, or --dry-run, which needs none.")
+    _run_all(races, chosen, until)
 
 
 def _run_all(races: list[tuple[str, Race]], chosen: argparse.Namespace, until: float) -> None:

@@ -20,20 +20,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from lightning_fabric import Fabric
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from companion import losses, paths, store
+from companion import paths, store
+from companion.bench.contenders import TEMPERATURE, usual_formula
 from companion.bench.measure import machine, synchronise
 from companion.bench.report import ratios, spread
 from companion.errors import CompanionError, whole
-from companion.training import Config, SimCLR
-from companion.training.capture import gradient
+from companion.training import Config, Contrastive, SimCLR
 from companion.training.data import FileSplit, Split
-from companion.training.loop import optimizer_of
+from companion.training.loop import optimizer_of, set_up
 from companion.training.methods import Batch
 from companion.training.progress import bar
 from companion.training.sources import Views
@@ -68,13 +67,6 @@ class TwoCrops(Dataset):
         return self.transform(self.images[index]), self.transform(self.images[index]), 0
 
 
-def usual_loss(u: torch.Tensor, v: torch.Tensor, temperature: float) -> torch.Tensor:
-    """NT-Xent as the cross entropy of each view's 2n - 1 similarities."""
-    z = F.normalize(torch.cat([u, v]), dim=1)
-    logits = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
-    return F.cross_entropy(logits, torch.arange(len(z), device=z.device).roll(len(u)))
-
-
 def contenders(config: Config, steps: int, workers: int, folder: Path) -> dict[str, Callable[[], None]]:
     """What trains ``steps`` batches when it is called, by name; each has a network of its own.
 
@@ -97,16 +89,15 @@ def contenders(config: Config, steps: int, workers: int, folder: Path) -> dict[s
 
     def ours(batches: Callable[[int], Iterator[Batch]]) -> Callable[[], None]:
         method = config.method.build(config, images).to(fabric.device, memory_format=torch.channels_last)
-        wrapped, optimizer = fabric.setup(method, optimizer_of(method, config))
-        wrapped.mark_forward_method("loss")
-        step, epochs = gradient(wrapped.train(), fabric), itertools.count()
+        wrapped, optimizer, step = set_up(method, config, fabric)
+        wrapped.train()
+        epochs = itertools.count()
 
         def epoch():
-            with losses.plain():
-                for batch in batches(next(epochs)):
-                    step(batch)
-                    optimizer.step()
-                    method.after_step()
+            for batch in batches(next(epochs)):
+                step(batch)
+                optimizer.step()
+                method.after_step()
 
         return epoch
 
@@ -125,7 +116,7 @@ def contenders(config: Config, steps: int, workers: int, folder: Path) -> dict[s
             for first, second, _ in loader:
                 with torch.autocast(fabric.device.type, torch.float16, enabled=on_cuda):
                     views = torch.cat([first, second]).to(fabric.device, non_blocking=True)
-                    loss = usual_loss(*model(views).float().chunk(2), config.method.temperature)
+                    loss = usual_formula(*model(views).float().chunk(2))
                 optimizer.zero_grad()
                 scaler.scale(loss).backward()
                 scaler.step(optimizer)
@@ -196,7 +187,8 @@ def main(arguments: list[str] | None = None) -> Path:
     workers = chosen.threads if chosen.workers is None else whole(chosen.workers, "--workers", least=0)
     rounds, steps = whole(chosen.rounds, "--rounds", least=1), STEPS[chosen.device]
     settings = SETTINGS[chosen.device] | ({} if chosen.batch_size is None else {"batch_size": chosen.batch_size})
-    config = Config(accelerator=chosen.device, augmentation=VIEWS, n_train=steps * settings["batch_size"], **settings)
+    settings |= {"method": Contrastive(temperature=TEMPERATURE), "augmentation": VIEWS}
+    config = Config(accelerator=chosen.device, n_train=steps * settings["batch_size"], **settings)
     before = torch.get_num_threads()
     torch.set_num_threads(whole(chosen.threads, "--threads", least=1))
     torch.backends.cudnn.benchmark = True  # as in every training

@@ -17,7 +17,7 @@ import torch
 from companion import paths
 from companion.course import profiles
 from companion.course.dry_run import asked_for
-from companion.errors import CompanionError
+from companion.errors import command
 from companion.training import rates
 from companion.training.config import Config
 from companion.training.planned import dry_run
@@ -111,22 +111,18 @@ def _how(profile) -> str:
     )
 
 
-def main() -> int:
+@command
+def main() -> None:
     parser = argparse.ArgumentParser(description="Say what notebooks will cost; train nothing, write nothing.")
     parser.add_argument("notebooks", type=Path, nargs="+")
     parser.add_argument("--profile", default="auto", help="smoke, cpu, gpu, paper, reference, or auto")
     parser.add_argument("--dataset", default="", help="a data set in place of the profile's own")
     parser.add_argument("--seed", type=int, default=0, help="added to every seed of the profile")
     arguments = parser.parse_args()
-    try:
-        with dry_run(most_alike):  # also for the profile, which asks for a device, and the data that steps are timed on
-            profile = profiles.load(arguments.profile, dataset=arguments.dataset, seed=arguments.seed)
-            found = costs(arguments.notebooks, profile.name, dataset=arguments.dataset, seed=arguments.seed)
-            print(report(found, profile))
-    except CompanionError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    with dry_run(most_alike):  # also for the profile, which asks for a device, and the data that steps are timed on
+        profile = profiles.load(arguments.profile, dataset=arguments.dataset, seed=arguments.seed)
+        found = costs(arguments.notebooks, profile.name, dataset=arguments.dataset, seed=arguments.seed)
+        print(report(found, profile))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 
 from companion import paths, store
 from companion.course import profiles
-from companion.errors import CompanionError
+from companion.errors import CompanionError, command
 from companion.ledger.ledger import STOOD, TAKEN, take_over
 from companion.ledger.ledger import read as read_claims
 from companion.training import data
@@ -140,7 +140,7 @@ class Merge:
             raise CompanionError(f"it was trained on {name}, and {self.folder} is of {self.images or own}")
         if not self.data:
             try:
-                self.data = data.identity(_here(dataset))
+                self.data = data.identity(paths.without_folder(dataset))
             except CompanionError as error:
                 raise CompanionError(
                     f"its images, {name}, are not here, and no recorded run tells what they are: name a folder that "
@@ -154,7 +154,9 @@ class Merge:
         known = {key: run.metrics["linear_accuracy"] for key, run in self.sound.items()}
         known = (dict(self.before["linear_accuracy"]) if len(self.before) else {}) | known
         keys = [config.key(self.identity(config.dataset)) for config in configs]
-        here = {k: c.replace(dataset=_here(c.dataset)) for k, c in zip(keys, configs, strict=True) if k not in known}
+        here = {k: c for k, c in zip(keys, configs, strict=True) if k not in known}
+        # An image folder is looked for, by its name, among the data sets here.
+        here = {key: config.replace(dataset=paths.without_folder(config.dataset)) for key, config in here.items()}
         try:
             sweep([config for config in here.values() if self._can_be_trained(config)])
         except CompanionError as error:
@@ -229,13 +231,6 @@ class Merge:
             return False
 
 
-def _here(dataset: str) -> str:
-    """An image folder by its name alone, which is looked for among the data sets here; another data set as it is."""
-    if not dataset.startswith("imagefolder:"):
-        return dataset
-    return "imagefolder:" + dataset.removeprefix("imagefolder:").rstrip("/").rpartition("/")[2]
-
-
 def _rows(path: Path) -> pd.DataFrame:
     """The recorded rows, by their keys."""
     rows = read(path)
@@ -295,18 +290,14 @@ def merge(source: str, folder: str, *, weights: bool = False) -> str:
     return done.report()
 
 
-def main() -> int:
+@command
+def main() -> None:
     parser = argparse.ArgumentParser(description="Add what another machine computed to the recorded results.")
     parser.add_argument("source", metavar="FROM", help="its results folder: here, or user@host:path/to/results")
     parser.add_argument("folder", metavar="INTO", help="folder of results/reference, such as gpu-cifar10-jpeg")
     parser.add_argument("--weights", action="store_true", help="fetch the weights too")
     arguments = parser.parse_args()
-    try:
-        print(merge(arguments.source, arguments.folder, weights=arguments.weights))
-    except CompanionError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    print(merge(arguments.source, arguments.folder, weights=arguments.weights))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from companion import paths
 from companion.errors import CompanionError, choose, whole
 
 if TYPE_CHECKING:  # torch takes seconds, and the runner of a notebook needs no more than the profile's names
@@ -148,7 +149,7 @@ def load(name: str = "auto", *, dataset: str = "", seed: int = 0) -> Profile:
 
 def slug(dataset: str) -> str:
     """The name of a data set as part of a folder's name; of an image folder its last folder alone."""
-    name = dataset.removeprefix("imagefolder:").rstrip("/").rpartition("/")[2]
+    name = paths.without_folder(dataset).removeprefix("imagefolder:")
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 

@@ -4,26 +4,22 @@ import argparse
 import sys
 
 from companion.course import profiles
-from companion.errors import CompanionError
+from companion.errors import command
 from companion.ledger import Ledger, scoreboard
 from companion.training.runs import say_outdated
 
 
-def main() -> int:
+@command
+def main() -> None:
     parser = argparse.ArgumentParser(description="Print the scoreboard of a profile.")
     parser.add_argument("--profile", default="auto")
     parser.add_argument("--dataset", default="", help="a data set in place of the profile's own")
     parser.add_argument("--seed", type=int, default=0, help="added to every seed of the profile")
     arguments = parser.parse_args()
-    try:
-        ledger = Ledger(profiles.load(arguments.profile, dataset=arguments.dataset, seed=arguments.seed))
-        scoreboard.write(ledger)
-        print(f"\n{scoreboard.text(ledger)}\n")
-        say_outdated()
-    except CompanionError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    ledger = Ledger(profiles.load(arguments.profile, dataset=arguments.dataset, seed=arguments.seed))
+    scoreboard.write(ledger)
+    print(f"\n{scoreboard.text(ledger)}\n")
+    say_outdated()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from companion import paths, store
-from companion.errors import CompanionError, extra
+from companion.errors import CompanionError, command, extra
 
 with extra("course"):
     import nbformat
@@ -189,23 +189,19 @@ def build(notebooks: Sequence[Path], out: Path, *, force: bool = False) -> list[
     return written
 
 
-def program(build: Callable[..., list[Path]], description: str, folder: str, said: str, **flags: str) -> int:
+@command
+def program(build: Callable[..., list[Path]], description: str, folder: str, said: str, **flags: str) -> None:
     """The command line of something that writes a file for each notebook: what it writes them with, where below
     ``build/`` by default, what it says at the end, of ``{count}`` and ``{out}``, and flags with their help, which
-    ``build`` takes by name. Returns the exit status."""
+    ``build`` takes by name."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("notebooks", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, default=paths.ROOT / "build" / folder, help=f"default: build/{folder}/")
     for flag, explained in flags.items():
         parser.add_argument(f"--{flag}", action="store_true", help=explained)
     arguments = parser.parse_args()
-    try:
-        written = build(arguments.notebooks, arguments.out, **{flag: getattr(arguments, flag) for flag in flags})
-    except CompanionError as error:
-        print(error, file=sys.stderr)
-        return 2
+    written = build(arguments.notebooks, arguments.out, **{flag: getattr(arguments, flag) for flag in flags})
     print(said.format(count=len(written), out=os.path.relpath(arguments.out)))
-    return 0
 
 
 def main() -> int:

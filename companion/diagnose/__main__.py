@@ -5,10 +5,11 @@ import sys
 
 from companion.diagnose import diagnose, load, page, table
 from companion.diagnose.reading import MAX_PAIRS
-from companion.errors import CompanionError
+from companion.errors import command
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m companion.diagnose",
         description="Read paired embeddings: print what their similarities say, and write it as a page.",
@@ -31,21 +32,16 @@ def main(arguments: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default: %(default)s)")
     arguments = parser.parse_args(arguments)
-    try:
-        if arguments.out:
-            page.check_name(arguments.out)
-        reading = diagnose(
-            load(arguments.u), load(arguments.v), labels=load(arguments.labels) if arguments.labels else None,
-            n=arguments.n, scale=arguments.scale, bias=arguments.bias, max_pairs=arguments.sample, seed=arguments.seed,
-        )  # fmt: skip
-        print(table.text(reading))
-        if arguments.out:
-            page.write(reading, arguments.out)
-            print(f"\nWritten to {arguments.out}")
-    except CompanionError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    if arguments.out:
+        page.check_name(arguments.out)
+    reading = diagnose(
+        load(arguments.u), load(arguments.v), labels=load(arguments.labels) if arguments.labels else None,
+        n=arguments.n, scale=arguments.scale, bias=arguments.bias, max_pairs=arguments.sample, seed=arguments.seed,
+    )  # fmt: skip
+    print(table.text(reading))
+    if arguments.out:
+        page.write(reading, arguments.out)
+        print(f"\nWritten to {arguments.out}")
 
 
 if __name__ == "__main__":

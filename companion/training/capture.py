@@ -6,6 +6,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from companion import losses
 from companion.training.methods import Batch
 
 WARM_UP = 3  # steps before the capture, in which libraries choose their kernels and allocate what they keep
@@ -24,7 +25,7 @@ def gradient(method, fabric: Fabric) -> Callable[[Batch], Tensor]:
     """
 
     def step(batch: Batch) -> Tensor:
-        with fabric.autocast():
+        with fabric.autocast(), losses.plain():  # as recorded runs were trained, bit for bit
             loss = method.loss(batch)
         method.zero_grad()
         fabric.backward(loss)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 
-from companion import losses
 from companion.errors import CompanionError
 from companion.training import planned
 from companion.training.capture import gradient
@@ -53,16 +53,15 @@ def train(
     if fabric.world_size > 1:
         synchronise(method, fabric.device)
         stop = any_of_them(stop)
-    wrapped, optimizer = fabric.setup(method, optimizer_of(method, config))
-    wrapped.mark_forward_method("loss")  # so that several processes share its gradient
+    wrapped, optimizer, step_gradient = set_up(method, config, fabric)
     checkpoints = Checkpoints(checkpoint, config, method, optimizer)
     history = checkpoints.restore()
     fabric.barrier()  # before the first process is done, and removes the checkpoint
     rank = [fabric.global_rank] if fabric.global_rank else []  # the first process draws what one process draws
-    step_gradient, steps = gradient(wrapped, fabric), len(source)
+    steps = len(source)
     for epoch in range(len(history), config.epochs):
         # Seeding each epoch by its number makes a resumed run the run that was not interrupted.
-        with seeded(config.seed, 4, epoch, *rank), losses.plain():
+        with seeded(config.seed, 4, epoch, *rank):
             wrapped.train()
             total = torch.zeros((), device=fabric.device)
             batches = enumerate(source.batches(epoch), start=epoch * steps)
@@ -87,6 +86,14 @@ def train(
             checkpoints.after_epoch(history)
     wrapped.eval()
     return history
+
+
+def set_up(method: Method, config: Config, fabric: Fabric) -> tuple[nn.Module, torch.optim.Optimizer, Callable]:
+    """The method as ``fabric`` wraps it, its optimiser, and the function of a batch that leaves the loss's gradient in
+    its parameters and returns the loss (:func:`companion.training.capture.gradient`)."""
+    wrapped, optimizer = fabric.setup(method, optimizer_of(method, config))
+    wrapped.mark_forward_method("loss")  # so that several processes share its gradient
+    return wrapped, optimizer, gradient(wrapped, fabric)
 
 
 def optimizer_of(method: Method, config: Config) -> torch.optim.Optimizer:

@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from companion.training import encoders
 from companion.training.augment import SimCLR
 from companion.training.baselines import BATCH_SIZE
-from companion.training.capture import WARM_UP, gradient
+from companion.training.capture import WARM_UP
 from companion.training.config import Config
-from companion.training.loop import optimizer_of
+from companion.training.loop import set_up
 from companion.training.methods import Clip, Contrastive, Labelled, MoCo
 from companion.training.runs import initial, load_data, measure
 from companion.training.sources import CHUNK
@@ -108,9 +108,8 @@ def _set_up(config: Config):
 def _timed_step(config: Config) -> tuple[float, float]:
     fabric, images, method = _set_up(config)
     source = source_of(config, images, fabric.device)
-    wrapped, optimizer = fabric.setup(method, optimizer_of(method, config))  # its learning rate is 0
-    wrapped.mark_forward_method("loss")
-    step, batches = gradient(wrapped, fabric), (b for epoch in itertools.count() for b in source.batches(epoch))
+    wrapped, optimizer, step = set_up(method, config, fabric)  # its learning rate is 0
+    batches = (batch for epoch in itertools.count() for batch in source.batches(epoch))
     wrapped.train()
 
     def steps(count: int) -> None:

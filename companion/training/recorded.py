@@ -215,7 +215,4 @@ def _settings(config: Config) -> str:
 
 def _shareable(config: Config) -> dict:
     """The config without where the data lie, which is nobody's business; what they are stands in another column."""
-    values = config.to_dict()
-    if config.dataset.startswith("imagefolder:"):
-        values["dataset"] = "imagefolder:" + config.dataset.removeprefix("imagefolder:").rstrip("/").rpartition("/")[2]
-    return values
+    return config.to_dict() | {"dataset": paths.without_folder(config.dataset)}

@@ -6,10 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from companion import losses
 from companion.bench import training as bench
 from companion.errors import CompanionError
-from companion.training import Config, SimCLR
+from companion.training import Config, SimCLR, loop
 
 TINY = Config(
     image_size=8, batch_size=8, n_train=16, width=4, projector_hidden=8, projector_dim=4, accelerator="cpu",
@@ -27,7 +26,8 @@ def test_every_contender_trains_its_own_network_for_as_many_steps(tmp_path, monk
         optimizer.register_step_post_hook(lambda optimizer, *_: stepped.append(optimizer))
         return optimizer
 
-    monkeypatch.setattr(bench, "optimizer_of", optimizer_of)
+    for module in (bench, loop):
+        monkeypatch.setattr(module, "optimizer_of", optimizer_of)
     field = bench.contenders(TINY, 2, 0, tmp_path)
     assert list(field) == [bench.ALONE, bench.MEMORY, bench.FILES, bench.USUAL]
     for epoch, (optimizer, before) in zip(field.values(), made, strict=True):
@@ -37,11 +37,6 @@ def test_every_contender_trains_its_own_network_for_as_many_steps(tmp_path, monk
         after = optimizer.param_groups[0]["params"]
         assert [p.shape for p in after] == [p.shape for p in made[0][1]]
         assert all((a != b).any() for a, b in zip(after, before, strict=True) if a.ndim > 1)
-
-
-def test_the_usual_loss_is_nt_xent():
-    u, v = torch.randn(2, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(bench.usual_loss(u, v, 0.3), losses.nt_xent(u, v, temperature=0.3))
 
 
 def test_the_usual_views_are_two_different_ones_of_one_image():
