@@ -198,35 +198,50 @@ def frames(content: dict) -> str:
     return f'<div class="turns" data-prevent-swipe>{controls.sliders(content)}</div>{"".join(images)}'
 
 
-def rows_of(source: str) -> tuple[str, list[tuple[str, int]], list[int]]:
-    """Of a table in HTML: its head; the groups of its rows, none of which tears a cell, with the lines that each takes;
-    and of each column, the letters that it cannot do without."""
+def rows_of(source: str, line: float) -> tuple[str, float, list[tuple[str, float]], float]:
+    """Of a table in HTML that may be ``line`` letters wide: its head, and the lines that this takes; the groups of its
+    rows, none of which tears a cell, with theirs; and the letters that its columns cannot do without."""
     source = re.sub(r'\s(?:style|border|class|valign)="[^"]*"', "", source)
     source = source.replace("<th></th>", "<td></td>")  # pandas leaves headers empty above an index
     head = re.search(r"<thead>(.*?)</thead>", source, re.S)
     body = re.search(r"<tbody>(.*?)</tbody>", source, re.S)
-    groups, widths, held = [], [], 0
-    for row in re.findall(r"<tr>.*?</tr>", body[1] if body else source, re.S):
-        cells = [
-            html.unescape(re.sub(r"<[^>]+>", "", cell)) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S)
-        ]
-        lines = max((-(-len(cell) // 30) for cell in cells), default=1)
+    above = [(row, cells_of(row)) for row in re.findall(r"<tr>.*?</tr>", head[1] if head else "", re.S)]
+    rows = [(row, cells_of(row)) for row in re.findall(r"<tr>.*?</tr>", body[1] if body else source, re.S)]
+    count = max((len(cells) for _, cells in rows), default=0)
+    words, whole = [0] * count, [0] * count  # letters of the longest word of each column, and of its longest cell
+    for found, breaks in ((above, r"\s+"), (rows, r"[\s_]+")):
+        for cells in (cells for _, cells in found if len(cells) == count):  # the others lie beside a cell that goes on
+            words = [
+                max(n, *(len(word) + 2 for word in re.split(breaks, cell)))
+                for n, cell in zip(words, cells, strict=True)
+            ]
+            whole = [max(n, len(cell) + 2) for n, cell in zip(whole, cells, strict=True)]
+    # As browsers do: what the longest words leave is shared in the proportion in which columns would use it.
+    share = min(1, max(0, line - sum(words)) / max(1, sum(whole) - sum(words)))
+    widths = [word + share * (cell - word) for word, cell in zip(words, whole, strict=True)]
+
+    def lines(row: list[str]) -> float:
+        cells = zip(row[::-1], widths[::-1], strict=False)
+        return max((-(-len(cell) // max(1, width - 2)) for cell, width in cells), default=1)
+
+    groups, held = [], 0
+    for row, cells in rows:
         if held > 0:
-            groups[-1] = (groups[-1][0] + row, groups[-1][1] + lines)
+            groups[-1] = (groups[-1][0] + row, groups[-1][1] + lines(cells))
             held -= 1
         else:
-            groups.append((row, lines))
+            groups.append((row, lines(cells)))
             held = max([int(n) for n in re.findall(r'rowspan="(\d+)"', row)], default=1) - 1
-            longest = [max(map(len, re.split(r"[\s_]+", cell)), default=0) + 2 for cell in cells]
-            widths = [max(pair) for pair in zip(longest, widths or [0] * len(longest), strict=False)]
-    for row in re.findall(r"<tr>.*?</tr>", head[1] if head else "", re.S):
-        names = [re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S)]
-        longest = [max(map(len, name.split()), default=0) + 2 for name in names]
-        widths = [max(pair) for pair in zip(longest, widths or [0] * len(longest), strict=False)]
-    return head[1] if head else "", groups, widths
+    return head[1] if head else "", sum(lines(cells) for _, cells in above), groups, sum(words)
 
 
-def filled(rows: list[tuple[str, int]], first: float, most: float) -> tuple[list[list[str]], float]:
+def cells_of(row: str) -> list[str]:
+    """What the cells of a row of a table say."""
+    cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S)
+    return [html.unescape(re.sub(r"<[^>]+>", "", cell)).strip() for cell in cells]
+
+
+def filled(rows: list[tuple[str, float]], first: float, most: float) -> tuple[list[list[str]], float]:
     """Rows of a table for one slide after the other, and the lines that are left on the last."""
     chunks, room = [[]], first
     for row, lines in rows:

@@ -142,12 +142,12 @@ def turned(deck: Deck, content: dict) -> None:
 def table(deck: Deck, source: str) -> None:
     """A table on up to three slides, below the sentence before it. A wider or longer one is left to the notebook, and
     so is one that no sentence leads or comes back to."""
-    head, rows, widths = pieces.rows_of(source)
-    if sum(widths) > TABLE_LINE:
+    head, above, rows, least = pieces.rows_of(source, TABLE_LINE)
+    if least > TABLE_LINE:
         return deck.last.notes.append("<p>(A table that is too wide for a slide: see the notebook.)</p>")
     said = deck.said if len(text_of(deck.said)) <= 2.5 * LINE else ""
     asked = deck.last.kind == "predict"
-    most = TABLE_LINES - 2
+    most = TABLE_LINES - max(2, above)
     chunks, room = pieces.filled(rows, most - 1.4 * -(-len(text_of(said)) // LINE), most)
     if len(chunks) > TABLE_SLIDES:
         return deck.last.notes.append("<p>(A table that is too long for slides: see the notebook.)</p>")

@@ -90,7 +90,7 @@ def train(
 
 def set_up(method: Method, config: Config, fabric: Fabric) -> tuple[nn.Module, torch.optim.Optimizer, Callable]:
     """The method as ``fabric`` wraps it, its optimiser, and the function of a batch that leaves the loss's gradient in
-    its parameters and returns the loss (:func:`companion.training.capture.gradient`)."""
+    its parameters and returns the loss (``companion.training.capture.gradient``)."""
     wrapped, optimizer = fabric.setup(method, optimizer_of(method, config))
     wrapped.mark_forward_method("loss")  # so that several processes share its gradient
     return wrapped, optimizer, gradient(wrapped, fabric)

@@ -209,8 +209,16 @@ def test_long_tables_are_split_and_very_long_ones_left_to_the_notebook(rows, exp
 
 def test_rows_that_share_a_cell_stay_together():
     body = '<tr><th rowspan="2">a</th><td>1</td></tr><tr><td>2</td></tr><tr><th>b</th><td>3</td></tr>'
-    _, rows, _ = pieces.rows_of(f"<table>{HEAD}<tbody>{body}</tbody></table>")
+    _, _, rows, _ = pieces.rows_of(f"<table>{HEAD}<tbody>{body}</tbody></table>", 92)
     assert [row.count("<tr>") for row, _ in rows] == [2, 1]
+
+
+@pytest.mark.parametrize(("columns", "lines"), [(3, 1), (5, 2), (9, 3)])
+def test_cells_of_a_wide_table_take_more_lines(columns, lines):
+    row = f"<tr>{'<td>0.6183 [0.5925, 0.6442]</td>' * columns}</tr>"
+    head, above, rows, least = pieces.rows_of(f"<table><thead>{row}</thead><tbody>{row * 2}</tbody></table>", 92)
+    assert (head, above, rows) == (row, lines, [(row, lines)] * 2)
+    assert least == columns * len("[0.5925,  ")
 
 
 def test_a_figure_that_is_higher_than_wide_is_cut_where_nothing_is_drawn():
@@ -372,7 +380,7 @@ def test_a_slide_has_thirteen_lines_of_a_table_three_slides_at_most_and_no_wide_
 
 
 def test_a_header_without_text_is_no_header():
-    assert pieces.rows_of(f"<table>{HEAD}<tbody></tbody></table>")[0].startswith("<tr><td></td><th>a</th>")
+    assert pieces.rows_of(f"<table>{HEAD}<tbody></tbody></table>", 92)[0].startswith("<tr><td></td><th>a</th>")
 
 
 @pytest.mark.parametrize(("code", "printed", "shown"), [(6, 6, True), (7, 1, False), (1, 7, False)])
