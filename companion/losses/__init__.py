@@ -8,7 +8,7 @@ are computed as one matrix, many in tiles (:mod:`companion.losses.tiled`).
 """
 
 from companion.losses._gather import gather
-from companion.losses._inputs import plain, unchecked
+from companion.losses._inputs import divided, plain, unchecked
 from companion.losses.additive import siglip, spectral
 from companion.losses.auxiliary import vrns, vrns_parts
 from companion.losses.hypersphere import align, align_uniform, uniform
@@ -36,6 +36,7 @@ __all__ = [
     "dcl",
     "dclw",
     "dhel",
+    "divided",
     "eps_sup_info_nce",
     "gather",
     "hard_contrastive",

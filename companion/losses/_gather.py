@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from companion.errors import CompanionError
+from companion.losses._inputs import is_divided
 
 
 def gather(x: Tensor) -> Tensor:
@@ -15,7 +16,8 @@ def gather(x: Tensor) -> Tensor:
     ``losses.nt_xent(losses.gather(u), losses.gather(v), temperature=0.2)`` has the same value on every process, that of
     one process with the whole batch. So has its gradient after ``DistributedDataParallel``, which takes the mean over
     processes: the backward pass of ``gather`` sums what every process asks of these rows. Do not multiply the loss by
-    the number of processes. Each of them computes the whole loss, in O(n²) time; with ``tile=`` in little memory.
+    the number of processes. Each of them computes the whole loss, in O(n²) time; or, inside
+    :func:`companion.losses.divided`, its part of the tiles.
 
     Gather whatever goes with the rows alike: labels, the second view. Of a loss that is a mean over instances, each on
     its own, as cross entropy, nothing needs to be gathered.
@@ -44,6 +46,27 @@ def world() -> int:
 def share(x: Tensor) -> Tensor:
     """This process's rows of those of all, which :func:`gather` would put together again."""
     return x.chunk(world())[dist.get_rank()] if world() > 1 else x
+
+
+def part() -> tuple[int, int]:
+    """Which of the equal parts of all work is this process's, counted from 0, and how many there are."""
+    return (dist.get_rank(), world()) if is_divided() and world() > 1 else (0, 1)
+
+
+def add_up(*sums: Tensor) -> None:
+    """Add, in place, what the other processes of :func:`part` have found."""
+    for x in sums:
+        dist.all_reduce(x)
+
+
+def add_up_exponentials(x: Tensor) -> Tensor:
+    """The same of logarithms: log Σ e^x over the processes, -∞ where every x is."""
+    most = x.clone()
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    most = most.masked_fill(most == -torch.inf, 0)
+    x = (x - most).exp()
+    dist.all_reduce(x)
+    return x.log() + most
 
 
 class _Gather(torch.autograd.Function):

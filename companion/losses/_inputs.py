@@ -15,6 +15,7 @@ from companion.similarity import OfPrepared, Similarity, cosine
 _EMBEDDINGS = ("u", "v", "z", "queue")
 _checking = ContextVar("checking", default=True)
 _plain = ContextVar("plain", default=False)
+_divided = ContextVar("divided", default=False)
 
 
 @contextlib.contextmanager
@@ -48,6 +49,28 @@ def plain():
 def is_plain() -> bool:
     """Whether this is inside :func:`plain`."""
     return _plain.get()
+
+
+@contextlib.contextmanager
+def divided():
+    """Losses called inside share their work among the processes of ``torch.distributed``, where they are computed in
+    tiles: each process computes its part of the tiles, and all add up what they found, in both passes.
+
+    Every process must call the same losses of the same embeddings, which :func:`companion.losses.gather` makes of their
+    parts, and differentiate all of them or none. Value and gradient are those of one process. Few pairs are one matrix
+    in every process, and so are those that are not computed in tiles (:mod:`companion.losses.tiled`); losses of the
+    hardest negatives are computed by every process in blocks of rows. Without processes nothing changes.
+    """
+    token = _divided.set(True)
+    try:
+        yield
+    finally:
+        _divided.reset(token)
+
+
+def is_divided() -> bool:
+    """Whether this is inside :func:`divided`."""
+    return _divided.get()
 
 
 def check_embeddings(name: str, z: Tensor, *, least: int = 2) -> None:

@@ -5,22 +5,28 @@ their rows and their columns. A loss gets here by itself where that is faster (:
 exponentials for its gradient, up to ``KEPT`` bytes, and computes those of other tiles again. Or it gets here by its
 keyword ``tile=``, for the least memory; then nothing is kept.
 
+Several processes that hold the same embeddings divide the tiles among them inside :func:`companion.losses.divided`.
+
 Gradients are exact. One that is to be differentiated again (``create_graph=True``) is formed from the whole matrix;
 several at once (``is_grads_batched=True``) can be had inside :func:`companion.losses.plain` alone.
 """
 
+import itertools
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from companion.losses._gather import add_up, add_up_exponentials, part
 from companion.losses._inputs import is_plain, scalar
 from companion.similarity import Similarity
 
 # By kind of device: pairs up to which the whole matrix is as fast, and the side of the tiles beyond that. A CPU's cache
 # holds one of these, 1 MiB of float32; to a GPU a matrix of 256 MiB is no burden.
 LARGEST, SIDE = {"cpu": 2**19, "cuda": 2**26}, {"cpu": 512, "cuda": 8192}
+LEAST = 128  # the side that tiles have at least, however many processes divide them
 NARROW = 2**23  # pairs up to which a few anchors against many candidates are one matrix: their tiles would be slivers
 KEPT = 2**28  # bytes of exponentials that one log-sum-exp keeps from its forward to its backward pass: 256 MiB
 
@@ -29,15 +35,21 @@ def side(a: Tensor, b: Tensor, tile: int | None, similarity: Similarity, *, larg
     """The side of the tiles to compute the pairs of a and b in: ``tile`` if it is given, else what is fastest for so
     many; None is the whole matrix, taken up to ``LARGEST`` pairs, or ``largest`` if that is more, for a narrow matrix,
     and for a similarity that may depend on more than its two embeddings. The matrix alone can be mapped by
-    ``torch.func``, differentiated forwards or compiled, and is taken there."""
+    ``torch.func``, differentiated forwards or compiled, and is taken there. Where processes divide the tiles, a CPU's
+    bounds hold everywhere, and each process gets a few."""
+    _, processes = part()
     kind = a.device.type if a.device.type in SIDE else "cpu"
-    pairs, narrow = len(a) * len(b), min(len(a), len(b)) < SIDE[kind] // 4
-    most = max(LARGEST[kind], largest, NARROW if narrow else 0)
+    like, largest = (kind, largest) if processes == 1 else ("cpu", 0)
+    pairs, narrow = len(a) * len(b), min(len(a), len(b)) < SIDE[like] // 4
+    most = max(LARGEST[like], largest, NARROW if narrow else 0)
     if tile is not None or is_plain() or not similarity.pairwise or pairs <= most:
         return tile
     mapped = torch._C._functorch.peek_interpreter_stack() is not None
     forwards = torch.autograd.forward_ad._current_level >= 0
-    return None if mapped or forwards or torch.compiler.is_compiling() else SIDE[kind]
+    if mapped or forwards or torch.compiler.is_compiling():
+        return None
+    few = max(LEAST, -(-max(len(a), len(b)) // (2 * processes)))  # 2 processes² tiles or more in a triangle of such
+    return SIDE[kind] if processes == 1 else min(SIDE[kind], few)
 
 
 def bounded(similarity: Similarity, temperature: float, dtype: torch.dtype) -> bool:
@@ -57,7 +69,7 @@ def log_sum_exp(
     # Before it moves to the device: there it would have to be waited for.
     number = temperature.detach().item() if isinstance(temperature, Tensor) else temperature
     keep = keep if torch.is_grad_enabled() else 0
-    form = similarity, skip, tile, keep, bounded(similarity, number, left.dtype)
+    form = similarity, skip, tile, keep, bounded(similarity, number, left.dtype), part()
     rows, columns = _LogSumExp.apply(left, right, scalar(temperature, like=a), form)
     return rows, rows if columns is None else columns
 
@@ -65,7 +77,7 @@ def log_sum_exp(
 def total(term, a: Tensor, b: Tensor, similarity: Similarity, skip, rows, shared, tile: int) -> Tensor:
     """Σ ``term(s(a_i, b_j), *rows_i, *shared)`` over the pairs that count; the gradient is formed in the same pass."""
     left, right = _prepared(a, b, similarity)
-    form = (term, similarity, skip, tile, len(rows), torch.is_grad_enabled())
+    form = (term, similarity, skip, tile, part(), len(rows), torch.is_grad_enabled())
     return _Total.apply(form, left, right, *rows, *shared)
 
 
@@ -101,17 +113,17 @@ def _differentiable(whole, inputs, of_outputs) -> list[Tensor | None]:
 
 class _LogSumExp(torch.autograd.Function):
     """Inputs: prepared embeddings a and b; b = None stands for a with itself, and its columns are None then; the
-    temperature; the similarity, the pairs to skip, the side of a tile, bytes to keep, and whether the exponentials are
-    bounded."""
+    temperature; the similarity, the pairs to skip, the side of a tile, bytes to keep, whether the exponentials are
+    bounded, and this process's part of the tiles."""
 
     @staticmethod
     def forward(ctx, a, b, temperature, form):
-        similarity, skip, tile, keep, bounded = form
+        similarity, skip, tile, keep, bounded, share = form
         symmetric, right = b is None, a if b is None else b
         rows = a.new_full((len(a),), 0 if bounded else -torch.inf)
         columns = rows if symmetric else a.new_full((len(b),), 0 if bounded else -torch.inf)
         kept, room = [], keep if bounded and similarity.bilinear and any(ctx.needs_input_grad) else 0
-        for i, j in _tiles(len(a), len(right), tile, symmetric):
+        for i, j in _tiles(len(a), len(right), tile, symmetric, share):
             logits = similarity.logits(a[_slice(i)], right[_slice(j)], temperature)
             sides = [(rows[_slice(i)], 1)] if symmetric and i == j else [(rows[_slice(i)], 1), (columns[_slice(j)], 0)]
             if bounded:
@@ -125,10 +137,16 @@ class _LogSumExp(torch.autograd.Function):
                 logits = without(skip, logits, i, j, -torch.inf)
                 for sums, dim in sides:
                     torch.logaddexp(sums, logits.logsumexp(dim), out=sums)
+        alone, all_sums = share == (0, 1), [rows] if symmetric else [rows, columns]
+        if bounded and not alone:
+            add_up(*all_sums)
         if bounded:
-            rows, columns = rows.log(), columns.log()
+            all_sums = [sums.log() for sums in all_sums]
+        elif not alone:
+            all_sums = [add_up_exponentials(sums) for sums in all_sums]
+        rows, columns = all_sums[0], all_sums[-1]
         # The exponentials too: what is saved so is set free by the backward pass.
-        ctx.save_for_backward(a, b, temperature, rows, rows if symmetric else columns, *kept)
+        ctx.save_for_backward(a, b, temperature, rows, columns, *kept)
         ctx.form = form
         return rows, None if symmetric else columns
 
@@ -149,7 +167,7 @@ class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def _gradients(ctx, of_rows, of_columns):
         a, b, temperature, rows, columns, *all_kept = ctx.saved_tensors
-        similarity, skip, tile, _, bounded = ctx.form
+        similarity, skip, tile, _, bounded, share = ctx.form
         symmetric, right = b is None, a if b is None else b
         of_columns = of_rows if symmetric else of_columns
         grad_a, grad_t = torch.zeros_like(a), torch.zeros_like(temperature)
@@ -160,7 +178,7 @@ class _LogSumExp(torch.autograd.Function):
         rows, columns = (sums.masked_fill(sums == -torch.inf, 0) for sums in (rows, columns))
         if bounded:
             weight_rows, weight_columns = of_rows * (-rows).exp(), of_columns * (-columns).exp()
-        for number, (i, j) in enumerate(_tiles(len(a), len(right), tile, symmetric)):
+        for number, (i, j) in enumerate(_tiles(len(a), len(right), tile, symmetric, share)):
             leaves = [x.detach().requires_grad_() for x in (a[_slice(i)], right[_slice(j)], temperature)]
             kept = all_kept[number] if number < len(all_kept) else None
             with torch.set_grad_enabled(not similarity.bilinear):
@@ -189,15 +207,18 @@ class _LogSumExp(torch.autograd.Function):
             grad_t -= (a * grad_a).sum() / temperature.square() / (2 if symmetric else 1)
             for grad in {id(grad): grad for grad in (grad_a, grad_b)}.values():
                 grad /= temperature
+        if share != (0, 1):
+            add_up(grad_a, *([] if symmetric else [grad_b]), grad_t)
         return grad_a, None if symmetric else grad_b, grad_t, None
 
 
 class _Total(torch.autograd.Function):
-    """Inputs: what is no tensor, prepared embeddings a and b (None: a with itself), the rows, the shared scalars."""
+    """Inputs: what is no tensor, this process's part of the tiles among it; prepared embeddings a and b (None: a with
+    itself), the rows, the shared scalars."""
 
     @staticmethod
     def forward(ctx, form, a, b, *tensors):
-        term, similarity, skip, tile, n_rows, differentiate = form
+        term, similarity, skip, tile, share, n_rows, differentiate = form
         symmetric, inputs = b is None, (a, a if b is None else b, *tensors)
         differentiate = differentiate and any(ctx.needs_input_grad)
         grads = [torch.zeros_like(x) for x in inputs] if differentiate else []
@@ -214,7 +235,7 @@ class _Total(torch.autograd.Function):
             return (values if mask is None else values.masked_fill(mask, 0)).sum()
 
         value = a.new_zeros(())
-        for i, j in _tiles(len(a), len(inputs[1]), tile, symmetric):
+        for i, j in _tiles(len(a), len(inputs[1]), tile, symmetric, share):
             used.clear()
             mask = skip.mask(i, j, a.device)
             with torch.set_grad_enabled(differentiate):
@@ -229,13 +250,15 @@ class _Total(torch.autograd.Function):
                 for (k, where, _), slope in zip(used, slopes, strict=True):
                     if slope is not None:
                         grads[k][where] += slope
+        if share != (0, 1):
+            add_up(value, *{id(grad): grad for grad in grads}.values())
         ctx.save_for_backward(a, b, *tensors, *grads)
         ctx.form = form
         return value
 
     @staticmethod
     def backward(ctx, of_value):
-        term, similarity, skip, _, n_rows, _ = ctx.form
+        term, similarity, skip, _, _, n_rows, _ = ctx.form
         half = len(ctx.saved_tensors) // 2
         inputs, grads = ctx.saved_tensors[:half], ctx.saved_tensors[half:]
         if not torch.is_grad_enabled():
@@ -254,11 +277,12 @@ def _prepared(a: Tensor, b: Tensor, similarity: Similarity) -> tuple[Tensor, Ten
     return similarity.prepare(a), None if b is a and similarity.symmetric else similarity.prepare(b)
 
 
-def _tiles(n: int, k: int, tile: int, symmetric: bool):
-    """Ranges of rows and columns that cover an (n, k) matrix, or its upper triangle with the diagonal."""
-    for i in range(0, n, tile):
-        for j in range(i if symmetric else 0, k, tile):
-            yield range(i, min(i + tile, n)), range(j, min(j + tile, k))
+def _tiles(n: int, k: int, tile: int, symmetric: bool, share: tuple[int, int]) -> Iterator[tuple[range, range]]:
+    """Ranges of rows and columns that cover an (n, k) matrix, or its upper triangle with the diagonal; of these, every
+    count-th for a share (which, count) of them."""
+    starts = ((i, j) for i in range(0, n, tile) for j in range(i if symmetric else 0, k, tile))
+    for i, j in itertools.islice(starts, share[0], None, share[1]):
+        yield range(i, min(i + tile, n)), range(j, min(j + tile, k))
 
 
 def _slice(indices: range) -> slice:

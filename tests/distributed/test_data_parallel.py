@@ -14,10 +14,15 @@ from unittest import mock
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from companion import losses, paths, training
 from companion.errors import CompanionError
+from companion.losses import tiled
 from companion.losses._gather import share, world
+from companion.similarity import arc_length
 from companion.training import Clip, Config, Contrastive, Labelled, MoCo, Supervised, Views, processes, runs, train
 from companion.training.data import Split
 from companion.training.methods import Batch, Method
@@ -175,6 +180,68 @@ def of_gather(fabric, count):
     return {"x": losses.gather(own).detach(), "gradient": own.grad, "labels": labels, "transposed": transposed}
 
 
+# --- losses whose tiles are divided --------------------------------------------------------------------------------
+
+TALL = 96  # rows of each view here
+DIVIDED = {  # two views, a number that is learned, and labels
+    "softmax": lambda u, v, t, y: losses.nt_xent(u, v, temperature=t),
+    "both ways": lambda u, v, t, y: losses.clip(u, v, temperature=t),
+    "two sums": lambda u, v, t, y: losses.dhel(u, v, temperature=t),
+    "a queue": lambda u, v, t, y: losses.info_nce(u[:50], u[:50].detach(), temperature=t, queue=v),
+    "arc length": lambda u, v, t, y: losses.nt_xent(u, v, temperature=t, similarity=arc_length),
+    "low temperature": lambda u, v, t, y: losses.clip(u, v, temperature=t / 1000),
+    "no negatives, low": lambda u, v, t, y: losses.sincere(u, y, temperature=t / 1000),
+    "pairs": lambda u, v, t, y: losses.siglip(u, v, scale=1 / t, bias=-t),
+    "terms of rows": lambda u, v, t, y: losses.eps_sup_info_nce(u, y, temperature=t),
+    "margin": lambda u, v, t, y: losses.lifted(u, y, margin=0.5) * t,
+    "supervised": lambda u, v, t, y: losses.sup_con(u, y, temperature=t),
+    "variance": lambda u, v, t, y: losses.vrns(u, v, n=500) * t,
+    "uniform": lambda u, v, t, y: losses.uniform(u, t=2) * t,
+    "tile": lambda u, v, t, y: losses.nt_xent(u, v, temperature=t, tile=20),
+    "plain": lambda u, v, t, y: plainly(u, v, t),
+    "hardest": lambda u, v, t, y: losses.hard_contrastive(u, v, temperature=t, keep=7),
+}
+WHOLE = ("plain", "margin")  # the matrix is asked for; losses for small batches know nothing else
+BY_EACH = (*WHOLE, "hardest")
+
+
+def plainly(u, v, t):
+    with losses.plain():
+        return losses.nt_xent(u, v, temperature=t)
+
+
+class Watch(TorchDispatchMode):
+    """The number of elements of the largest tensor that is made."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        sizes = [x.numel() for x in tree_leaves(made) if isinstance(x, torch.Tensor)]
+        self.largest = max([self.largest, *sizes])
+        return made
+
+
+def of_divided(fabric, name):
+    """Value, gradients of what was gathered, and second ones; beside them, what the work was."""
+    g = torch.Generator().manual_seed(1)
+    u, v = torch.randn(2, TALL, 4, generator=g, dtype=torch.float64)
+    y = torch.randint(5, (TALL,), generator=g)
+    leaves = [
+        x.requires_grad_() for x in (losses.gather(share(u)), losses.gather(share(v)), torch.tensor(0.5).double())
+    ]
+    sizes = mock.patch.multiple(tiled, SIDE={"cpu": 16}, LARGEST={"cpu": 100}, NARROW=100)
+    with losses.divided(), sizes, Watch() as watched, FlopCounterMode(display=False) as counted:
+        value = DIVIDED[name](*leaves, y)
+        first = torch.autograd.grad(value, leaves, allow_unused=True)
+    with losses.divided(), sizes:
+        (slope,) = torch.autograd.grad(DIVIDED[name](*leaves, y), leaves[:1], create_graph=True)
+        second = torch.autograd.grad(slope.square().sum(), leaves, allow_unused=True)
+    found = {"value": value.detach(), **{f"first {i}": x for i, x in enumerate(first) if x is not None}}
+    found |= {f"second {i}": x for i, x in enumerate(second) if x is not None}
+    return {"found": found, "largest": watched.largest, "work": counted.get_total_flops()}
+
+
 def of_page(fabric):
     """The example in the book, given what it names: a network and this process's part of the views."""
     example = re.search(r"## Several processes.*?```python\n(.*?)```", PAGE.read_text(), re.S).group(1)
@@ -191,6 +258,7 @@ def of_page(fabric):
 def cases(count):
     found = {("loss", *case): functools.partial(of_loss, name=case[0], tile=case[1]) for case in LOSSES}
     found |= {("method", name): functools.partial(of_method, name=name, count=count) for name in METHODS}
+    found |= {("divided", name): functools.partial(of_divided, name=name) for name in DIVIDED}
     return found | {("gather",): functools.partial(of_gather, count=count), ("page",): of_page}
 
 
@@ -258,6 +326,29 @@ def test_gathered_rows_keep_their_order_and_their_gradient_is_the_sum_of_what_al
         assert torch.equal(of["transposed"], x)
         assert of["labels"].tolist() == list(range(6))
         torch.testing.assert_close(of["gradient"], sum(range(1, count + 1)) * weight.chunk(count)[rank])
+
+
+@pytest.mark.parametrize("name", DIVIDED)
+def test_divided_tiles_give_the_whole_loss_and_its_whole_gradient_to_every_process(launched, name):
+    count, found = launched
+    expected = of_divided(None, name)
+    assert any(x.any() for x in expected["found"].values())
+    for rank in range(count):
+        same(found[rank]["divided", name]["found"], expected["found"], f"process {rank} of {count}:")
+
+
+@pytest.mark.parametrize("name", DIVIDED)
+def test_no_process_does_all_the_work_or_holds_all_pairs(launched, name):
+    count, found = launched
+    work = [of["divided", name]["work"] for of in found]
+    once = of_divided(None, name)["work"]
+    if name in BY_EACH:
+        assert min(work) >= once  # blocks are computed again for their gradient
+    else:  # within a tile or two of equal parts
+        assert sum(work) == pytest.approx(once, rel=0.01)
+        assert max(work) < (1.3 if name != "tile" else 1.6) * once / count
+    for of in found:
+        assert (of["divided", name]["largest"] < TALL * TALL) == (name not in WHOLE)
 
 
 def test_the_example_in_the_book_gives_the_gradient_of_one_process(launched):

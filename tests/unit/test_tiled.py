@@ -148,14 +148,16 @@ def test_no_tensor_is_ever_larger_than_the_input_or_a_tile(name, monkeypatch):
     assert largest <= 2 * n * tile  # rows of tiles; n² would be 9216
 
 
-def test_symmetric_work_is_done_once():
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_symmetric_work_is_done_once_however_many_share_it(count):
     covered = torch.zeros(10, 10, dtype=torch.long)
-    for rows, columns in tiled._tiles(10, 10, 4, symmetric=True):
+    shares = [list(tiled._tiles(10, 10, 4, symmetric=True, share=(which, count))) for which in range(count)]
+    for rows, columns in (tile for share in shares for tile in share):
         covered[rows.start : rows.stop, columns.start : columns.stop] += 1
         if rows != columns:
             covered[columns.start : columns.stop, rows.start : rows.stop] += 1
     assert (covered == 1).all()
-    assert len(list(tiled._tiles(10, 10, 4, symmetric=True))) == 6
+    assert [len(share) for share in shares] == [len(range(which, 6, count)) for which in range(count)]
 
 
 # ---- What is chosen where no tile is asked for -----------------------------------------------------------------------
@@ -214,6 +216,24 @@ def test_one_matrix_at_any_temperature(name, dtype, temperature):
         for a, b in zip(observed, expected, strict=True):
             assert torch.isfinite(a).all()
             torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("n", "processes", "side"),
+    [(600, 1, None), (800, 1, 512), (600, 2, None), (800, 2, 200), (801, 3, 134), (1000, 8, 128), (10**4, 8, 512)],
+)
+def test_processes_that_divide_tiles_get_some_each(n, processes, side, monkeypatch):
+    monkeypatch.setattr(tiled, "part", lambda: (0, processes))
+    z = torch.zeros(n, 2)
+    assert tiled.side(z, z, None, cosine) == side
+    assert tiled.side(z, z, None, cosine, largest=n * n) == (None if processes == 1 else side)
+    assert tiled.side(z, z, 7, cosine) == 7
+    monkeypatch.setitem(tiled.LARGEST, "meta", 2**26)  # of a device that holds larger ones
+    monkeypatch.setitem(tiled.SIDE, "meta", 8192)
+    z = torch.zeros(10**4, 2, device="meta")
+    assert tiled.side(z, z, None, cosine) == (8192 if processes == 1 else -(-(10**4) // (2 * processes)))
+    z = torch.zeros(1000, 2, device="meta")
+    assert tiled.side(z, z, None, cosine) == (None if processes == 1 else max(128, -(-1000 // (2 * processes))))
 
 
 def test_many_pairs_are_computed_in_tiles_and_few_are_not(monkeypatch):
