@@ -3,6 +3,7 @@
 import functools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from companion.errors import number, positive
@@ -44,7 +45,8 @@ def siglip(
     """
     attract = log1p_exp(-(scale * similarity.paired(u, v) + bias)).mean()
     learned = [scalar(x, like=u) for x in (scale, bias)]
-    repel = _negatives(lambda s, t, b: log1p_exp(t * s + b), u, v, within_view, similarity, tile, learned)
+    # log(1 + e^x) = -log σ(-x), of x = t s + b: the signs cost a pass over all pairs each unless taken outside
+    repel = -_negatives(lambda s, t, b: F.logsigmoid(-t * s - b), u, v, within_view, similarity, tile, learned)
     return attract + (len(u) - 1) * repel
 
 

@@ -250,7 +250,8 @@ def _all_negatives(u: Tensor, v: Tensor, temperature, similarity, tile, skip=Non
     logits of the positives."""
     z = torch.cat([u, v])
     negatives = log_sum_exp(z, z, temperature, similarity, skip or SameInstance(len(u)), tile)
-    return negatives, (similarity.paired(u, v) / temperature).repeat(2)
+    positives = similarity.paired(u, v) / temperature  # (n,)
+    return negatives, torch.cat([positives, positives])
 
 
 def _hardest(u: Tensor, v: Tensor, keep: int, similarity, tile) -> Tensor:
