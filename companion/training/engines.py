@@ -85,8 +85,11 @@ class Engine:
             )
         try:
             with socket.create_connection(where, timeout=SECONDS["answer"]) as connection:
-                if protocol in ("", "tcp"):
-                    connection.recv(1)  # both speak first
+                if protocol in ("", "tcp"):  # where both speak first
+                    heard = connection.recv(9, socket.MSG_WAITALL)
+                    # Ray begins with a frame of settings of HTTP/2, Dask with the small number of its frames.
+                    if {"ray": heard[3:] != b"\4\0\0\0\0\0", "dask": heard[1:7] != bytes(6)}[self.name]:
+                        raise OSError("something else listens there")
         except OSError as error:
             raise CompanionError(
                 f"Nothing of {self.name} answers at {self.address} ({error.strerror or error}): expected "

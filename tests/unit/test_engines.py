@@ -102,6 +102,39 @@ def test_an_address_where_no_engine_speaks_is_told(quick, ask, monkeypatch, list
             sweep([quick])
 
 
+# What they say to whoever connects: a frame of HTTP/2's settings, and the header of Dask's greeting.
+SPOKEN = {
+    "ray": bytes.fromhex("000018040000000000 000400400000"),
+    "dask": bytes.fromhex("0000000000000001 000000000000002a"),
+    "neither": b"SSH-2.0-OpenSSH",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("speaks", SPOKEN)
+@pytest.mark.parametrize("engine", ["ray", "dask"])
+def test_an_address_of_another_engine_is_told(engine, speaks):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+
+        def answer():
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(SPOKEN[speaks])
+
+        answering = threading.Thread(target=answer, daemon=True)
+        answering.start()
+        reaches = engines.Engine(engine, address)._reach
+        if engine == speaks:
+            reaches()
+        else:
+            with pytest.raises(
+                CompanionError, match=rf"Nothing of {engine} answers at {address} \(something else list"
+            ):
+                reaches()
+        answering.join()
+
+
 @pytest.mark.parametrize(
     ("machines", "cpus", "gpus", "expected"),
     [([{"CPU": 8}, {"CPU": 3}], 1, 0, 11), ([{"CPU": 8}, {"CPU": 3}], 2, 0, 5), ([{"CPU": 8, "GPU": 2}], 1, 1, 2),
