@@ -29,9 +29,6 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 ifeq ($(filter $(PROFILE),auto $(PROFILES)),)
 $(error Unknown PROFILE '$(PROFILE)': expected one of auto $(PROFILES))
 endif
-ifneq ($(filter-out loky ray dask,$(or $(ENGINE),$(CONTRASTIVE_ENGINE))),)
-$(error Unknown ENGINE '$(or $(ENGINE),$(CONTRASTIVE_ENGINE))': expected one of loky ray dask)
-endif
 # auto: a CUDA device, then gpu; else cpu
 profile := $(or $(filter-out auto,$(PROFILE)),$(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu))
 
@@ -97,6 +94,7 @@ lab: $(ready) ## open the notebooks in JupyterLab; FOLDER=build/student: those w
 	$(bin)jupyter lab '$(or $(FOLDER),notebooks)'
 
 # Make hands SIGTERM on to what it started, a shell does not: what takes long runs in its shell's place, by `exec`.
+asked = $(CONTRASTIVE_JOBS)$(CONTRASTIVE_PROCESSES)$(CONTRASTIVE_ENGINE)$(CONTRASTIVE_ADDRESS)$(CONTRASTIVE_GPUS)
 these = notebooks PROFILE=$(profile) NOTEBOOKS='$(chosen)' CLAIMS=
 estimate := $(py) -m companion.course.estimate $(chosen:%=notebooks/%.ipynb) --profile $(profile) --dataset '$(DATASET)' --seed $(SEED)
 
@@ -104,6 +102,7 @@ reproduce: $(ready) ## execute the notebooks and print the scoreboard; DRY_RUN=1
 ifneq ($(filter-out 0,$(DRY_RUN)),)
 	@$(estimate)
 else
+	$(if $(strip $(asked)),@$(py) -c 'from companion.training import engines; exit(engines.check())')
 	$(if $(filter gpu paper,$(profile)),@-$(estimate))
 	-@exec $(MAKE) -k -j 2 $(these)
 	-@$(py) -m companion.course.report --profile $(profile) --dataset '$(DATASET)' --seed $(SEED)

@@ -12,7 +12,7 @@ import joblib
 import torch
 from joblib.parallel import ParallelBackendBase
 
-from companion.errors import CompanionError, choose, extra, positive
+from companion.errors import CompanionError, choose, command, extra, positive, whole
 from companion.training import processes
 from companion.training.config import Config
 
@@ -45,8 +45,7 @@ class Engine:
                 of the cluster can take a run.
         """
         connected = {"ray": _ray, "dask": _dask}[self.name]
-        if self.address:
-            self._reach()
+        self.reach()
         with connected(self, configs, jobs) as (submit, machines):
             cpus, gpus = processes.number(), self.takes(configs, any(have.get("GPU") for have in machines))
             room = places(machines, cpus, gpus)
@@ -72,8 +71,15 @@ class Engine:
         uses = any(c.accelerator == "cuda" or (c.accelerator == "auto" and there) for c in configs)
         return processes.number() if uses else 0
 
-    def _reach(self) -> None:
-        """A client waits for minutes, or for ever, where nothing or something else listens, such as a dashboard."""
+    def reach(self) -> None:
+        """Look whether the engine listens at its address, if it has one: a client waits for minutes, or for ever, where
+        nothing or something else does, such as a dashboard.
+
+        Raises:
+            CompanionError: if it does not, or that is no address.
+        """
+        if not self.address:
+            return
         protocol, _, rest = self.address.rpartition("://")
         where = None, None
         with contextlib.suppress(ValueError):
@@ -119,6 +125,16 @@ def chosen() -> Engine:
     if positive(gpus, "GPUS (or CONTRASTIVE_GPUS)", zero=True) > 1 and gpus % 1:
         raise CompanionError(f"GPUS (or CONTRASTIVE_GPUS) is {gpus:g}: expected a part of one GPU, or whole ones.")
     return Engine(engine, address, gpus)
+
+
+def jobs() -> int | None:
+    """Most runs at once that ``CONTRASTIVE_JOBS`` allows; None if it says nothing.
+
+    Raises:
+        CompanionError: for what is no whole number of at least 1.
+    """
+    given = os.environ.get("CONTRASTIVE_JOBS", "").strip()
+    return whole(int(given) if given.isdecimal() else given, "JOBS (or CONTRASTIVE_JOBS)", least=1) if given else None
 
 
 def places(machines: list[dict[str, float]], cpus: int, gpus: float) -> int:
@@ -257,3 +273,10 @@ def _dask(engine: Engine, configs: list[Config], jobs: int | None) -> Iterator[t
         have = client.run_on_scheduler(lambda dask_scheduler: [w.resources for w in dask_scheduler.workers.values()])
         # A worker trains one run at a time, whatever its threads.
         yield submit, [{"GPU": resources.get("GPU", 0), "CPU": processes.number()} for resources in have]
+
+
+@command
+def check() -> None:
+    """Print what the environment asks for and cannot be meant, before anything is started."""
+    jobs(), processes.number()
+    chosen().reach()

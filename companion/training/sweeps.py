@@ -67,7 +67,8 @@ def sweep(configs: list[Config], *, jobs: int | None = None) -> list[Run]:
     """
     if plan := planned.current():
         return [stand_in(config, plan) for config in configs]
-    jobs, engine = _asked(jobs), engines.chosen()
+    jobs = engines.jobs() if jobs is None else whole(jobs, "jobs", least=1)
+    engine = engines.chosen()
     folders = {config: folder(config) for config in configs}
     missing = [config for config, path in folders.items() if not complete(path)]
     if missing:
@@ -85,14 +86,6 @@ def sweep(configs: list[Config], *, jobs: int | None = None) -> list[Run]:
                 _tell(missing, failures)
     _remember(folders.values())
     return [Run(config, folders[config]) for config in configs]
-
-
-def _asked(jobs: int | None) -> int | None:
-    if jobs is not None:
-        return whole(jobs, "jobs", least=1)
-    given = os.environ.get("CONTRASTIVE_JOBS", "").strip()
-    if given:
-        return whole(int(given) if given.isdecimal() else given, "JOBS (or CONTRASTIVE_JOBS)", least=1)
 
 
 def _default_jobs(configs: list[Config]) -> int:

@@ -225,3 +225,20 @@ def test_the_reference_records_a_row_a_run(project):
     assert lines[0].startswith("key,data,config")
     assert len(lines) == 1 + 3
     assert str(project) not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [("JOBS=none", "JOBS .* is 'none': expected a whole number"), ("PROCESSES=0", "PROCESSES .* is 0: expected"),
+     ("ENGINE=rai", "Unknown ENGINE .*'rai': expected one of loky, ray"), ("GPUS=1", "GPUS .* and ENGINE is 'loky'"),
+     ("ENGINE=dask ADDRESS=127.0.0.1:9", "Nothing of dask answers at 127.0.0.1:9")],
+)  # fmt: skip
+def test_what_cannot_be_meant_is_told_once_before_a_notebook_starts(project, given, told):
+    done = make(project, "reproduce", "PROFILE=smoke", *given.split())
+    assert done.returncode == 2
+    assert re.search(told, done.stderr.splitlines()[0])
+    assert executed(done) == []
+    assert not (project / "results").exists()
+    assert (
+        make(project, "reproduce", "PROFILE=smoke", "DRY_RUN=1", "ENGINE=dask", "ADDRESS=127.0.0.1:9").returncode == 0
+    )

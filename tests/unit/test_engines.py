@@ -124,7 +124,7 @@ def test_an_address_of_another_engine_is_told(engine, speaks):
 
         answering = threading.Thread(target=answer, daemon=True)
         answering.start()
-        reaches = engines.Engine(engine, address)._reach
+        reaches = engines.Engine(engine, address).reach
         if engine == speaks:
             reaches()
         else:
@@ -259,7 +259,7 @@ def test_places_are_counted_in_the_run_store_unless_a_cluster_counts_them(
 ):
     """One of this machine is a sweep's own, and two notebooks would have two."""
     seen = []
-    monkeypatch.setattr(engines.Engine, "_reach", lambda self: None)
+    monkeypatch.setattr(engines.Engine, "reach", lambda self: None)
     monkeypatch.setattr(sweeps, "_ensure", lambda config, places: seen.append(places))
     monkeypatch.setattr(sweeps, "complete", lambda path: bool(seen))
     ask(engine="ray", **given)
