@@ -23,7 +23,7 @@ from companion.ledger.ledger import read as read_claims
 from companion.training import data
 from companion.training.config import EMOJI, Config
 from companion.training.encoders import FIXED
-from companion.training.recorded import HISTORIES, begin_histories, read, record
+from companion.training.recorded import HISTORIES, begin_histories, fill, read, record
 from companion.training.runs import FILES, Run, complete, stored
 from companion.training.sweeps import sweep
 
@@ -119,6 +119,7 @@ class Merge:
         self.other = _differing(self.sound, self.before)
         agreeing = [run for key, run in self.sound.items() if key not in self.other]
         record(agreeing, self.path, identity=self.identity, accuracies=self.accuracies)
+        self.filled = fill(self.path, self.accuracies)
         self.after = _rows(self.path)
         self.other = _differing(self.sound, self.after)
         try:
@@ -175,14 +176,17 @@ class Merge:
         lines = [f"{self.folder}: {len(new)} runs are new, {there} were there; {len(self.after)} rows now{kept}."]
         if self.other:
             lines.append(f"Recorded before with other numbers, and left so: {', '.join(self.other)}.")
+        if self.filled:
+            lines.append(f"Empty cells of baselines that could be filled now: {self.filled}.")
         lines += _grouped("run", self.refused)
-        for name in BASELINES:
-            column = new.get(f"{name}_accuracy", pd.Series(index=new.index, dtype=float))
-            lacking = new[column.isna() & (new["epochs"] > 0) & (new["method"] != "clip")] if len(new) else new
+        rows = self.after
+        for name in BASELINES if len(rows) else ():
+            column = rows.get(f"{name}_accuracy", pd.Series(index=rows.index, dtype=float))
+            lacking = rows[column.isna() & (rows["epochs"] > 0) & (rows["method"] != "clip")]
             if len(lacking):
                 lines.append(
-                    f"No {name}_accuracy in {len(lacking)} new rows: it came with none, and cannot be had here. Such a "
-                    "cell stays empty: once the baselines are there, remove these lines of runs.csv and merge again."
+                    f"No {name}_accuracy in {len(lacking)} rows: none came with them, and it cannot be had here. Merge "
+                    "again once these baselines are trained there, or their images and device are here."
                 )
         fates = list(self.claims.values())
         told = f"Claims: {fates.count(TAKEN)} taken over, {fates.count(STOOD)} left as they were."

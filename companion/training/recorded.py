@@ -13,7 +13,7 @@ import pandas as pd
 from companion import paths, store
 from companion.errors import CompanionError
 from companion.training import data
-from companion.training.baselines import probed, table
+from companion.training.baselines import baselines, probed, table
 from companion.training.config import EMOJI, Config, from_json
 from companion.training.runs import Run
 from companion.training.sweeps import sweep
@@ -65,6 +65,27 @@ def record(
             read.cache_clear()
         _follow(path.with_name(HISTORIES), runs, known, _known(path))
     return len(whole)
+
+
+def fill(path: Path, accuracies: Callable[[list[Config]], list[float]]) -> int:
+    """Write into the table at ``path`` the accuracies of baselines whose cells are empty, those that are known now;
+    return how many. ``accuracies`` is as in :func:`record`."""
+    with store.lock(f"recorded-{path.parent.name}"):
+        if not _known(path):
+            return 0
+        sound, whole, empty = read(path).set_index("key"), _rows(path), {}
+        for line, key in whole["key"].items():
+            row = sound.loc[key] if key in sound.index else {"epochs": 0}
+            for name, beside in baselines(from_json(row["config"])).items() if row["epochs"] else ():
+                if pd.isna(row.get(f"{name}_accuracy")):
+                    empty[line, f"{name}_accuracy"] = beside
+        found = {cell: x for cell, x in zip(empty, accuracies(list(empty.values())), strict=True) if np.isfinite(x)}
+        for (line, column), accuracy in found.items():
+            whole.loc[line, column] = accuracy
+        if found:
+            _write(whole, path)
+            read.cache_clear()
+    return len(found)
 
 
 def begin_histories(path: Path) -> None:

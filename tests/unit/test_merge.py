@@ -301,10 +301,35 @@ def test_where_they_cannot_be_had_the_cells_stay_empty_and_that_is_told(there, h
         shutil.rmtree(there / "runs" / name)
     monkeypatch.setattr(merge.Merge, "_can_be_trained", lambda self, config: False)
     told = merge.merge(str(there), "gpu")
-    assert "No supervised_accuracy in 3 new rows: it came with none, and cannot be had here." in told
+    assert "No supervised_accuracy in 3 rows: none came with them, and it cannot be had here." in told
     rows = recorded.read(here / "gpu" / "runs.csv").set_index("key").loc[names(there)]
     assert rows["supervised_accuracy"].isna().all()
     assert rows[["pixels_accuracy", "colours_accuracy", "untrained_accuracy"]].notna().all(axis=None)
+
+
+def test_a_baseline_that_comes_later_fills_the_cells_of_the_runs_that_wait_for_it(there, here, tmp_path, monkeypatch):
+    complete = merge.merge(str(there), "gpu")
+    expected = contents(here / "gpu")
+    shutil.rmtree(here / "gpu")
+    recorded.read.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(merge.Merge, "_can_be_trained", lambda self, config: False)
+        for name in [*names(there, "supervised"), *names(there, "pixels")]:
+            shutil.move(there / "runs" / name, tmp_path / name)
+        told = merge.merge(str(there), "gpu")
+        assert "No pixels_accuracy in 3 rows" in told
+        waiting = contents(here)
+        assert "could be filled" not in merge.merge(str(there), "gpu")
+        assert contents(here) == waiting
+        shutil.move(next(tmp_path.glob("pixels*")), there / "runs")
+        assert "Empty cells of baselines that could be filled now: 3." in (told := merge.merge(str(there), "gpu"))
+        assert "No supervised_accuracy in 3 rows" in told
+        assert "pixels_accuracy" not in told
+        for path in tmp_path.glob("supervised*"):
+            shutil.move(path, there / "runs")
+        assert "could be filled now: 3." in merge.merge(str(there), "gpu")
+    assert contents(here / "gpu") == expected
+    assert "No " not in complete
 
 
 def test_a_baseline_that_is_recorded_serves_the_runs_that_come_later(there, here):
