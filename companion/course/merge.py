@@ -102,6 +102,7 @@ class Merge:
         self.data = identities[0] if identities else ""  # one table, one data set
         self.sound: dict[str, Run] = {}  #: by key
         self.refused: dict[str, str] = {}  #: name of a run → why
+        self.tried: set[str] = set()  #: keys of baselines that were asked for here once
         self.other: list[str] = []  #: runs that are recorded with other numbers
         self.claims: dict[str, str] = {}  #: id → what became of it
         self.unread = ""  #: why there are none, if their file is damaged
@@ -159,9 +160,10 @@ class Merge:
         # An image folder is looked for, by its name, among the data sets here.
         here = {key: config.replace(dataset=paths.without_folder(config.dataset)) for key, config in here.items()}
         try:
-            sweep([config for config in here.values() if self._can_be_trained(config)])
+            sweep([c for key, c in here.items() if key not in self.tried and self._can_be_trained(c)])
         except CompanionError as error:
             print(error)  # what could be trained is stored
+        self.tried |= here.keys()
         for key, config in here.items():
             if complete(paths.runs() / key):
                 known[key] = Run(config, paths.runs() / key).metrics["linear_accuracy"]
@@ -185,8 +187,8 @@ class Merge:
             lacking = rows[column.isna() & (rows["epochs"] > 0) & (rows["method"] != "clip")]
             if len(lacking):
                 lines.append(
-                    f"No {name}_accuracy in {len(lacking)} rows: none came with them, and it cannot be had here. Merge "
-                    "again once these baselines are trained there, or their images and device are here."
+                    f"No {name}_accuracy in {len(lacking)} rows: none came with them, and none could be trained here. "
+                    "Merge again once these baselines are there, or their images and device here: that trains them."
                 )
         fates = list(self.claims.values())
         told = f"Claims: {fates.count(TAKEN)} taken over, {fates.count(STOOD)} left as they were."
@@ -281,7 +283,8 @@ def _grouped(what: str, refused: dict[str, str]) -> list[str]:
 
 
 def merge(source: str, folder: str, *, weights: bool = False) -> str:
-    """Fetch, check and record; see the module. Done again, it changes nothing.
+    """Fetch, check and record; see the module. Done again, it changes nothing, but for cells of baselines
+    that could not be had before.
 
     Returns:
         What was done, in a few lines.

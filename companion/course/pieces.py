@@ -207,22 +207,26 @@ def rows_of(source: str, line: float) -> tuple[str, float, list[tuple[str, float
     body = re.search(r"<tbody>(.*?)</tbody>", source, re.S)
     above = [(row, cells_of(row)) for row in re.findall(r"<tr>.*?</tr>", head[1] if head else "", re.S)]
     rows = [(row, cells_of(row)) for row in re.findall(r"<tr>.*?</tr>", body[1] if body else source, re.S)]
-    count = max((len(cells) for _, cells in rows), default=0)
+    count = max((sum(spans for _, spans in cells) for _, cells in [*above, *rows]), default=0)
     words, whole = [0] * count, [0] * count  # letters of the longest word of each column, and of its longest cell
     for found, breaks in ((above, r"\s+"), (rows, r"[\s_]+")):
-        for cells in (cells for _, cells in found if len(cells) == count):  # the others lie beside a cell that goes on
-            words = [
-                max(n, *(len(word) + 2 for word in re.split(breaks, cell)))
-                for n, cell in zip(words, cells, strict=True)
-            ]
-            whole = [max(n, len(cell) + 2) for n, cell in zip(whole, cells, strict=True)]
+        for _, cells in found:
+            at = count - sum(spans for _, spans in cells)  # fewer lie beside a cell that goes on
+            for text, spans in cells:
+                if spans == 1:
+                    words[at] = max(words[at], *(len(word) + 2 for word in re.split(breaks, text)))
+                    whole[at] = max(whole[at], len(text) + 2)
+                at += spans
     # As browsers do: what the longest words leave is shared in the proportion in which columns would use it.
     share = min(1, max(0, line - sum(words)) / max(1, sum(whole) - sum(words)))
     widths = [word + share * (cell - word) for word, cell in zip(words, whole, strict=True)]
 
-    def lines(row: list[str]) -> float:
-        cells = zip(row[::-1], widths[::-1], strict=False)
-        return max((-(-len(cell) // max(1, width - 2)) for cell, width in cells), default=1)
+    def lines(row: list[tuple[str, int]]) -> float:
+        most, at = 1, count - sum(spans for _, spans in row)
+        for text, spans in row:
+            most = max(most, -(-len(text) // max(1, sum(widths[at : at + spans]) - 2)))
+            at += spans
+        return most
 
     groups, held = [], 0
     for row, cells in rows:
@@ -235,10 +239,13 @@ def rows_of(source: str, line: float) -> tuple[str, float, list[tuple[str, float
     return head[1] if head else "", sum(lines(cells) for _, cells in above), groups, sum(words)
 
 
-def cells_of(row: str) -> list[str]:
-    """What the cells of a row of a table say."""
-    cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S)
-    return [html.unescape(re.sub(r"<[^>]+>", "", cell)).strip() for cell in cells]
+def cells_of(row: str) -> list[tuple[str, int]]:
+    """What the cells of a row of a table say, and how many columns each spans."""
+    found = []
+    for tag, cell in re.findall(r"<t[hd]([^>]*)>(.*?)</t[hd]>", row, re.S):
+        spans = re.search(r'colspan="(\d+)"', tag)
+        found.append((html.unescape(re.sub(r"<[^>]+>", "", cell)).strip(), int(spans[1]) if spans else 1))
+    return found
 
 
 def filled(rows: list[tuple[str, float]], first: float, most: float) -> tuple[list[list[str]], float]:

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from companion.errors import CompanionError
-from companion.losses._inputs import is_divided
+from companion.losses._inputs import is_checked, is_divided
 
 
 def gather(x: Tensor) -> Tensor:
@@ -51,6 +51,25 @@ def share(x: Tensor) -> Tensor:
 def part() -> tuple[int, int]:
     """Which of the equal parts of all work is this process's, counted from 0, and how many there are."""
     return (dist.get_rank(), world()) if is_divided() and world() > 1 else (0, 1)
+
+
+def check_same(a: Tensor, b: Tensor, tile: int) -> None:
+    """Raise, in all processes, unless those that divide the pairs of ``a`` and ``b`` have the same of both, as far as
+    some sums tell; nothing is looked at inside :func:`companion.losses.unchecked`."""
+    if part()[1] == 1 or not is_checked():
+        return
+    wants = torch.is_grad_enabled() * torch.tensor([a.requires_grad, b.requires_grad], device=a.device)
+    numbers = [torch.tensor([len(a), len(b), tile], device=a.device), wants]
+    numbers += [x.detach().double().flatten() for z in (a, b) for x in (z[0].sum(), z[-1].sum(), z.abs().sum())]
+    ours = torch.cat([x.double().reshape(-1) for x in numbers])
+    most = torch.cat([ours, -ours])
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    largest, least = most.chunk(2)
+    if not torch.allclose(largest, -least, rtol=1e-4, atol=1e-5):  # sums are rounded, by each processor its way
+        raise CompanionError(
+            "Inside losses.divided() the processes have other embeddings, other numbers of them, another tile=, or not "
+            "all want a gradient: expected the same of all. Hand the loss what losses.gather makes of their parts."
+        )
 
 
 def add_up(*sums: Tensor) -> None:

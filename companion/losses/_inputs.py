@@ -37,13 +37,18 @@ def plain():
     """Losses called inside, unless ``tile=`` is given, are computed in the plainest way: one matrix of pairs at any
     size, summed by ``torch.logsumexp``, and embeddings normalised wherever a similarity is taken.
 
-    Runs are trained so: the faster ways round differently, and recorded runs are to repeat bit by bit.
+    Runs are trained so, in one process: the faster ways round differently, and recorded runs are to repeat bit by bit.
     """
     token = _plain.set(True)
     try:
         yield
     finally:
         _plain.reset(token)
+
+
+def is_checked() -> bool:
+    """Whether this is outside of :func:`unchecked`."""
+    return _checking.get()
 
 
 def is_plain() -> bool:
@@ -57,9 +62,17 @@ def divided():
     tiles: each process computes its part of the tiles, and all add up what they found, in both passes.
 
     Every process must call the same losses of the same embeddings, which :func:`companion.losses.gather` makes of their
-    parts, and differentiate all of them or none. Value and gradient are those of one process. Few pairs are one matrix
-    in every process, and so are those that are not computed in tiles (:mod:`companion.losses.tiled`); losses of the
-    hardest negatives are computed by every process in blocks of rows. Without processes nothing changes.
+    parts, in the same order, and take the gradient of each or of none: else they wait for each other until one gives
+    up. Value and gradient are those of one process, and every process has both whole. What is not computed in tiles is
+    computed by every process from the whole matrix: few pairs, losses for small batches, similarities of your own, a
+    backward pass that is to be differentiated again (:mod:`companion.losses.tiled`); the hardest negatives are looked
+    for by every process, of many pairs in blocks of rows. Without processes nothing changes.
+
+    ``torch.utils.checkpoint`` computes a loss again in its backward pass, which must be called inside too then.
+
+    Raises:
+        CompanionError: by a loss that is computed in tiles, where the embeddings differ between the processes; not
+            inside :func:`unchecked`.
     """
     token = _divided.set(True)
     try:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from companion.losses._gather import add_up, add_up_exponentials, part
+from companion.losses._gather import add_up, add_up_exponentials, check_same, part
 from companion.losses._inputs import is_plain, scalar
 from companion.similarity import Similarity
 
@@ -39,7 +39,7 @@ def side(a: Tensor, b: Tensor, tile: int | None, similarity: Similarity, *, larg
     bounds hold everywhere, and each process gets a few."""
     _, processes = part()
     kind = a.device.type if a.device.type in SIDE else "cpu"
-    like, largest = (kind, largest) if processes == 1 else ("cpu", 0)
+    like = kind if processes == 1 else "cpu"
     pairs, narrow = len(a) * len(b), min(len(a), len(b)) < SIDE[like] // 4
     most = max(LARGEST[like], largest, NARROW if narrow else 0)
     if tile is not None or is_plain() or not similarity.pairwise or pairs <= most:
@@ -48,7 +48,7 @@ def side(a: Tensor, b: Tensor, tile: int | None, similarity: Similarity, *, larg
     forwards = torch.autograd.forward_ad._current_level >= 0
     if mapped or forwards or torch.compiler.is_compiling():
         return None
-    few = max(LEAST, -(-max(len(a), len(b)) // (2 * processes)))  # 2 processes² tiles or more in a triangle of such
+    few = max(LEAST, -(-max(len(a), len(b)) // (2 * processes)))  # some for each, in the triangle too
     return SIDE[kind] if processes == 1 else min(SIDE[kind], few)
 
 
@@ -65,6 +65,7 @@ def log_sum_exp(
     The gradient takes a second pass, since a softmax can be formed only after its sum is known. Exponentials of the
     first are kept for it, as many as fit in ``keep`` bytes.
     """
+    check_same(a, b, tile)
     left, right = _prepared(a, b, similarity)
     # Before it moves to the device: there it would have to be waited for.
     number = temperature.detach().item() if isinstance(temperature, Tensor) else temperature
@@ -76,6 +77,7 @@ def log_sum_exp(
 
 def total(term, a: Tensor, b: Tensor, similarity: Similarity, skip, rows, shared, tile: int) -> Tensor:
     """Σ ``term(s(a_i, b_j), *rows_i, *shared)`` over the pairs that count; the gradient is formed in the same pass."""
+    check_same(a, b, tile)
     left, right = _prepared(a, b, similarity)
     form = (term, similarity, skip, tile, part(), len(rows), torch.is_grad_enabled())
     return _Total.apply(form, left, right, *rows, *shared)

@@ -92,13 +92,17 @@ class Engine:
         try:
             with socket.create_connection(where, timeout=SECONDS["answer"]) as connection:
                 if protocol in ("", "tcp"):  # where both speak first
-                    heard = connection.recv(9, socket.MSG_WAITALL)
-                    # Ray begins with a frame of settings of HTTP/2, Dask with the small number of its frames.
-                    if {"ray": heard[3:] != b"\4\0\0\0\0\0", "dask": heard[1:7] != bytes(6)}[self.name]:
+                    heard = b""
+                    while len(heard) < 9 and (more := connection.recv(9 - len(heard))):
+                        heard += more
+                    # Ray begins with a frame of HTTP/2's settings, Dask with the number of bytes that follow, some 60.
+                    spoken = {"ray": heard[3:] == b"\4\0\0\0\0\0", "dask": heard[2:8] == bytes(6)}
+                    if not spoken[self.name]:
                         raise OSError("something else listens there")
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
+            why = getattr(error, "strerror", None) or error
             raise CompanionError(
-                f"Nothing of {self.name} answers at {self.address} ({error.strerror or error}): expected "
+                f"Nothing of {self.name} answers at {self.address} ({why}): expected "
                 f"{STARTED[self.name]}. Start it, or leave ADDRESS out for a cluster of this machine."
             ) from error
 

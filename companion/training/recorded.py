@@ -70,22 +70,30 @@ def record(
 def fill(path: Path, accuracies: Callable[[list[Config]], list[float]]) -> int:
     """Write into the table at ``path`` the accuracies of baselines whose cells are empty, those that are known now;
     return how many. ``accuracies`` is as in :func:`record`."""
+    wanted = _empty(path)
+    found = dict(zip(wanted, accuracies(list(wanted.values())), strict=True))  # it may train: the table is not held
     with store.lock(f"recorded-{path.parent.name}"):
-        if not _known(path):
-            return 0
-        sound, whole, empty = read(path).set_index("key"), _rows(path), {}
-        for line, key in whole["key"].items():
-            row = sound.loc[key] if key in sound.index else {"epochs": 0}
-            for name, beside in baselines(from_json(row["config"])).items() if row["epochs"] else ():
-                if pd.isna(row.get(f"{name}_accuracy")):
-                    empty[line, f"{name}_accuracy"] = beside
-        found = {cell: x for cell, x in zip(empty, accuracies(list(empty.values())), strict=True) if np.isfinite(x)}
-        for (line, column), accuracy in found.items():
-            whole.loc[line, column] = accuracy
+        found = {cell: found[cell] for cell in _empty(path) if np.isfinite(found.get(cell, np.nan))}
         if found:
+            whole = _rows(path)
+            for (key, column), accuracy in found.items():
+                whole.loc[whole.index[whole["key"] == key][0], column] = accuracy
             _write(whole, path)
             read.cache_clear()
     return len(found)
+
+
+def _empty(path: Path) -> dict[tuple[str, str], Config]:
+    """Key and column of each empty cell of a baseline, in the rows that count, and the run that belongs there."""
+    read.cache_clear()
+    rows = read(path).to_dict("records")
+    return {
+        (row["key"], f"{name}_accuracy"): beside
+        for row in rows
+        if row["epochs"]
+        for name, beside in baselines(from_json(row["config"])).items()
+        if pd.isna(row.get(f"{name}_accuracy"))
+    }
 
 
 def begin_histories(path: Path) -> None:

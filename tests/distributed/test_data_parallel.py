@@ -199,10 +199,10 @@ DIVIDED = {  # two views, a number that is learned, and labels
     "uniform": lambda u, v, t, y: losses.uniform(u, t=2) * t,
     "tile": lambda u, v, t, y: losses.nt_xent(u, v, temperature=t, tile=20),
     "plain": lambda u, v, t, y: plainly(u, v, t),
-    "hardest": lambda u, v, t, y: losses.hard_contrastive(u, v, temperature=t, keep=7),
+    "no negatives at all": lambda u, v, t, y: losses.sincere(u, 0 * y, temperature=t / 1000),
+    "hardest": lambda u, v, t, y: losses.hard_contrastive(u, v, temperature=t, keep=7, tile=16),
 }
 WHOLE = ("plain", "margin")  # the matrix is asked for; losses for small batches know nothing else
-BY_EACH = (*WHOLE, "hardest")
 
 
 def plainly(u, v, t):
@@ -238,8 +238,31 @@ def of_divided(fabric, name):
         (slope,) = torch.autograd.grad(DIVIDED[name](*leaves, y), leaves[:1], create_graph=True)
         second = torch.autograd.grad(slope.square().sum(), leaves, allow_unused=True)
     found = {"value": value.detach(), **{f"first {i}": x for i, x in enumerate(first) if x is not None}}
-    found |= {f"second {i}": x for i, x in enumerate(second) if x is not None}
+    if name != "no negatives at all":  # of which torch.logsumexp has no second derivative
+        found |= {f"second {i}": x for i, x in enumerate(second) if x is not None}
     return {"found": found, "largest": watched.largest, "work": counted.get_total_flops()}
+
+
+UNLIKE = {  # two views of a process, by its number
+    "alike": lambda u, v, rank: losses.nt_xent(u, v, temperature=0.5),
+    "not gathered": lambda u, v, rank: losses.nt_xent(u + rank, v, temperature=0.5),
+    "pairs": lambda u, v, rank: losses.siglip(u, v + rank, scale=10.0, bias=-10.0),
+    "rolled": lambda u, v, rank: losses.info_nce(u, v.roll(rank, 0), temperature=0.5),
+    "another tile": lambda u, v, rank: losses.nt_xent(u, v, temperature=0.5, tile=16 + rank),
+    "another number": lambda u, v, rank: losses.clip(u[rank:], v[rank:], temperature=0.5),
+    "a gradient in one": lambda u, v, rank: losses.clip(*((u, v) if rank else (u.detach(), v)), temperature=0.5),
+}
+
+
+def of_unlike(fabric, name):
+    """The error, if there is one."""
+    u, v = torch.randn(2, TALL, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    sizes = mock.patch.multiple(tiled, SIDE={"cpu": 16}, LARGEST={"cpu": 100}, NARROW=100)
+    with losses.divided(), sizes:
+        try:
+            UNLIKE[name](u, v, fabric.global_rank if fabric else 0)
+        except CompanionError as error:
+            return error
 
 
 def of_page(fabric):
@@ -259,6 +282,7 @@ def cases(count):
     found = {("loss", *case): functools.partial(of_loss, name=case[0], tile=case[1]) for case in LOSSES}
     found |= {("method", name): functools.partial(of_method, name=name, count=count) for name in METHODS}
     found |= {("divided", name): functools.partial(of_divided, name=name) for name in DIVIDED}
+    found |= {("unlike", name): functools.partial(of_unlike, name=name) for name in UNLIKE}
     return found | {("gather",): functools.partial(of_gather, count=count), ("page",): of_page}
 
 
@@ -342,13 +366,25 @@ def test_no_process_does_all_the_work_or_holds_all_pairs(launched, name):
     count, found = launched
     work = [of["divided", name]["work"] for of in found]
     once = of_divided(None, name)["work"]
-    if name in BY_EACH:
-        assert min(work) >= once  # blocks are computed again for their gradient
+    if name in (*WHOLE, "hardest"):  # by every process
+        assert work == [once] * count
     else:  # within a tile or two of equal parts
         assert sum(work) == pytest.approx(once, rel=0.01)
         assert max(work) < (1.3 if name != "tile" else 1.6) * once / count
     for of in found:
         assert (of["divided", name]["largest"] < TALL * TALL) == (name not in WHOLE)
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_embeddings_that_differ_between_processes_are_told_by_all_of_them(launched, name):
+    count, found = launched
+    for rank in range(count):
+        told = found[rank]["unlike", name]
+        if name == "alike":
+            assert told is None
+        else:
+            assert isinstance(told, CompanionError)
+            assert "Hand the loss what losses.gather makes of their parts" in str(told)
 
 
 def test_the_example_in_the_book_gives_the_gradient_of_one_process(launched):

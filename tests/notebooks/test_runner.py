@@ -234,7 +234,7 @@ def test_the_reference_records_a_row_a_run(project):
      ("ENGINE=dask ADDRESS=127.0.0.1:9", "Nothing of dask answers at 127.0.0.1:9")],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_told_once_before_a_notebook_starts(project, given, told):
-    done = make(project, "reproduce", "PROFILE=smoke", *given.split())
+    done = make(project, "reproduce", "PROFILE=smoke", "JOBS=", *given.split())
     assert done.returncode == 2
     assert re.search(told, done.stderr.splitlines()[0])
     assert executed(done) == []

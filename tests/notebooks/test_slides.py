@@ -221,6 +221,32 @@ def test_cells_of_a_wide_table_take_more_lines(columns, lines):
     assert least == columns * len("[0.5925,  ")
 
 
+@pytest.mark.parametrize(
+    ("head", "row", "expected"),
+    [
+        # 30 letters in two columns that share them, as pandas groups columns
+        ('<tr><td></td><th colspan="2">a group of columns, thirty long</th></tr><tr><td></td><th>x</th><th>y</th></tr>',
+         "<tr><th>row</th><td>12345 67890 12345</td><td>12345 67890 12345</td></tr>", (2, 1, 5 + 7 + 7)),
+        # a line of the head that is broken, and words of a row that may be broken at _, but not those of the head
+        ("<tr><th>one_name</th></tr>", "<tr><td>one_word_of_the_row</td></tr>", (1, 2, 10)),
+        ("<tr><th>a b c d e f g h</th></tr>", "<tr><td>1</td></tr>", (2, 1, 3)),
+        ("<tr><th>&lt;&gt;&amp;</th></tr>", "<tr><td> 1 </td></tr>", (1, 1, 5)),
+    ],
+)  # fmt: skip
+def test_lines_of_a_table_by_the_widths_of_its_columns(head, row, expected):
+    line = {5 + 7 + 7: 60, 10: 14, 3: 10, 5: 9}[expected[2]]
+    _, above, ((_, lines),), least = pieces.rows_of(f"<table><thead>{head}</thead><tbody>{row}</tbody></table>", line)
+    assert (above, lines, least) == expected
+
+
+def test_rows_beside_a_cell_that_goes_on_lie_in_the_columns_behind_it():
+    first = '<tr><th rowspan="2">word word word</th><td>x</td></tr>'
+    body = f"<tbody>{first}<tr><td>{'word ' * 12}</td></tr></tbody>"
+    _, _, ((_, lines),), _ = pieces.rows_of(f"<table>{body}</table>", 30)
+    share = (30 - 6 - 6) / (16 - 6 + 61 - 6)
+    assert lines == -(-14 // (4 + share * 10)) + -(-59 // (4 + share * 55))
+
+
 def test_a_figure_that_is_higher_than_wide_is_cut_where_nothing_is_drawn():
     parts = pieces.cut(png(100, 150, blank=(50, 97)))
     heights = [PIL.Image.open(io.BytesIO(part)).size[1] for part, _ in parts]

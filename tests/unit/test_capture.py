@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from companion.losses import _inputs
 from companion.training import Batch, capture
 from companion.training.methods import contrastive, labelled, supervised
 from companion.training.methods.base import Method
@@ -192,3 +193,17 @@ def test_batches_of_another_shape_are_captured_anew(events):
         *["replay", "loss on main"] * 3,
     ]
     assert events == once * 2
+
+
+@pytest.mark.parametrize(("world_size", "plain", "divided"), [(1, True, False), (2, False, True)])
+def test_one_process_trains_in_the_plain_way_and_several_divide_the_work(world_size, plain, divided):
+    seen = []
+
+    class Noted(Slope):
+        def loss(self, batch):
+            seen.append((_inputs.is_plain(), _inputs.is_divided()))
+            return super().loss(batch)
+
+    capture.gradient(Noted(), Fabric("cpu", world_size))(batch(0))
+    assert seen == [(plain, divided)]
+    assert (_inputs.is_plain(), _inputs.is_divided()) == (False, False)

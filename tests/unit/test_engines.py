@@ -105,22 +105,32 @@ def test_an_address_where_no_engine_speaks_is_told(quick, ask, monkeypatch, list
 # What they say to whoever connects: a frame of HTTP/2's settings, and the header of Dask's greeting.
 SPOKEN = {
     "ray": bytes.fromhex("000018040000000000 000400400000"),
-    "dask": bytes.fromhex("0000000000000001 000000000000002a"),
+    "dask": bytes.fromhex("3a00000000000000 0100000000000000 2a00000000000000"),
+    "half of ray's": bytes.fromhex("000018040000010000 000400400000"),
     "neither": b"SSH-2.0-OpenSSH",
     "nothing": b"",
 }
 
 
+@pytest.mark.parametrize("address", ["a..b:1", f"{64 * 'a'}:1"])
+def test_an_address_that_is_no_name_is_told(address):
+    with pytest.raises(CompanionError, match=f"Nothing of ray answers at {address}"):
+        engines.Engine("ray", address).reach()
+
+
+@pytest.mark.parametrize("protocol", ["", "tcp://"])
 @pytest.mark.parametrize("speaks", SPOKEN)
 @pytest.mark.parametrize("engine", ["ray", "dask"])
-def test_an_address_of_another_engine_is_told(engine, speaks):
+def test_an_address_of_another_engine_is_told(engine, speaks, protocol):
     with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
+        address = f"{protocol}127.0.0.1:{server.getsockname()[1]}"
 
         def answer():
             connection, _ = server.accept()
             with connection:
-                connection.sendall(SPOKEN[speaks])
+                connection.sendall(SPOKEN[speaks][:4])
+                time.sleep(0.05)  # the rest comes later
+                connection.sendall(SPOKEN[speaks][4:])
 
         answering = threading.Thread(target=answer, daemon=True)
         answering.start()

@@ -301,7 +301,7 @@ def test_where_they_cannot_be_had_the_cells_stay_empty_and_that_is_told(there, h
         shutil.rmtree(there / "runs" / name)
     monkeypatch.setattr(merge.Merge, "_can_be_trained", lambda self, config: False)
     told = merge.merge(str(there), "gpu")
-    assert "No supervised_accuracy in 3 rows: none came with them, and it cannot be had here." in told
+    assert "No supervised_accuracy in 3 rows: none came with them, and none could be trained here." in told
     rows = recorded.read(here / "gpu" / "runs.csv").set_index("key").loc[names(there)]
     assert rows["supervised_accuracy"].isna().all()
     assert rows[["pixels_accuracy", "colours_accuracy", "untrained_accuracy"]].notna().all(axis=None)
@@ -330,6 +330,50 @@ def test_a_baseline_that_comes_later_fills_the_cells_of_the_runs_that_wait_for_i
         assert "could be filled now: 3." in merge.merge(str(there), "gpu")
     assert contents(here / "gpu") == expected
     assert "No " not in complete
+
+
+def test_a_baseline_whose_training_fails_is_tried_once_a_merge(there, here, monkeypatch, capsys):
+    tried = []
+
+    def fails(configs):
+        tried.extend(configs)
+        if configs:
+            raise CompanionError("the training failed")
+
+    for name in names(there, "supervised"):
+        shutil.rmtree(there / "runs" / name)
+    monkeypatch.setattr(merge, "sweep", fails)
+    for merges in (1, 2):
+        assert "No supervised_accuracy in 3 rows" in merge.merge(str(there), "gpu")
+        assert len(tried) == 3 * merges
+        assert capsys.readouterr().out.count("the training failed") == 1
+
+
+def test_filling_leaves_lines_that_do_not_count_and_the_table_free_meanwhile(there, here, monkeypatch):
+    for name in names(there, "supervised"):
+        shutil.rmtree(there / "runs" / name)
+    monkeypatch.setattr(merge.Merge, "_can_be_trained", lambda self, config: False)
+    merge.merge(str(there), "gpu")
+    path = here / "gpu" / "runs.csv"
+    header, *lines = path.read_text().splitlines()
+    first = next(line for line in lines if line.startswith(names(there)[0]))
+    strange = first.replace(names(there)[0], "edited")
+    path.write_text("\n".join([header, *lines, first, strange]) + "\n")  # repeated, and of another key
+
+    def accuracies(configs):
+        with store._lock("recorded-gpu").acquire(timeout=5):  # raises where somebody holds it
+            pass
+        return [0.25] * len(configs)
+
+    assert recorded.fill(path, accuracies) == 3
+    after = path.read_text().splitlines()
+    assert after[-2:] == [first, strange]
+    filled = [bool(re.search(r",0\.25(,|$)", line)) for line in after[1:-2]]
+    assert filled == [line.startswith("nt_xent") for line in lines]
+    stamp = path.stat().st_mtime_ns
+    assert recorded.fill(path, accuracies) == 0
+    assert recorded.fill(here / "nowhere" / "runs.csv", accuracies) == 0
+    assert path.stat().st_mtime_ns == stamp
 
 
 def test_a_baseline_that_is_recorded_serves_the_runs_that_come_later(there, here):

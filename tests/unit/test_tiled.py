@@ -5,7 +5,7 @@ import torch
 from loss_cases import ALL, LABELS, NO_SIMILARITY, NO_TILE, call
 
 from companion import losses
-from companion.losses import tiled
+from companion.losses import _gather, tiled
 from companion.similarity import arc_length, cosine, euclidean
 
 TILED = [name for name in ALL if name not in NO_TILE]
@@ -226,14 +226,28 @@ def test_processes_that_divide_tiles_get_some_each(n, processes, side, monkeypat
     monkeypatch.setattr(tiled, "part", lambda: (0, processes))
     z = torch.zeros(n, 2)
     assert tiled.side(z, z, None, cosine) == side
-    assert tiled.side(z, z, None, cosine, largest=n * n) == (None if processes == 1 else side)
+    assert tiled.side(z, z, None, cosine, largest=n * n) is None
     assert tiled.side(z, z, 7, cosine) == 7
+    queue = torch.zeros(9000, 2)
+    assert tiled.side(z, queue, None, cosine) == (512 if len(z) * 9000 > 2**19 else None)
     monkeypatch.setitem(tiled.LARGEST, "meta", 2**26)  # of a device that holds larger ones
     monkeypatch.setitem(tiled.SIDE, "meta", 8192)
     z = torch.zeros(10**4, 2, device="meta")
     assert tiled.side(z, z, None, cosine) == (8192 if processes == 1 else -(-(10**4) // (2 * processes)))
     z = torch.zeros(1000, 2, device="meta")
     assert tiled.side(z, z, None, cosine) == (None if processes == 1 else max(128, -(-1000 // (2 * processes))))
+
+
+def test_outside_of_the_context_nothing_is_divided(monkeypatch):
+    monkeypatch.setattr(_gather, "world", lambda: 3)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 2)
+    assert _gather.part() == (0, 1)
+    with losses.divided():
+        assert _gather.part() == (2, 3)
+        with losses.divided():
+            pass
+        assert _gather.part() == (2, 3)
+    assert _gather.part() == (0, 1)
 
 
 def test_many_pairs_are_computed_in_tiles_and_few_are_not(monkeypatch):
