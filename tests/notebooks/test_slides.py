@@ -239,6 +239,15 @@ def test_lines_of_a_table_by_the_widths_of_its_columns(head, row, expected):
     assert (above, lines, least) == expected
 
 
+def test_a_head_of_several_lines_leaves_room_for_fewer_rows():
+    head = f"<thead><tr><th>{'name ' * 60}</th></tr></thead>"  # four lines
+    output = v4.new_output(
+        "display_data", {"text/html": f"<table>{head}<tbody>{'<tr><td>1</td></tr>' * 13}</tbody></table>"}
+    )
+    ((_, *below),) = deck(SAID, shows(output))
+    assert ["".join(slide.blocks).count("<td>") for slide in below] == [9, 4]
+
+
 def test_rows_beside_a_cell_that_goes_on_lie_in_the_columns_behind_it():
     first = '<tr><th rowspan="2">word word word</th><td>x</td></tr>'
     body = f"<tbody>{first}<tr><td>{'word ' * 12}</td></tr></tbody>"
