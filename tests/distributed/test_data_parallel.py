@@ -199,7 +199,7 @@ DIVIDED = {  # two views, a number that is learned, and labels
     "uniform": lambda u, v, t, y: losses.uniform(u, t=2) * t,
     "tile": lambda u, v, t, y: losses.nt_xent(u, v, temperature=t, tile=20),
     "plain": lambda u, v, t, y: plainly(u, v, t),
-    "no negatives at all": lambda u, v, t, y: losses.sincere(u, 0 * y, temperature=t / 1000),
+    "no negatives at all": lambda u, v, t, y: losses.sincere(u, 0 * y, temperature=t / 1000) + losses.align(u, v),
     "hardest": lambda u, v, t, y: losses.hard_contrastive(u, v, temperature=t, keep=7, tile=16),
 }
 WHOLE = ("plain", "margin")  # the matrix is asked for; losses for small batches know nothing else
