@@ -15,6 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from unittest.mock import patch
 
+from lightning_fabric import Fabric
+
 from companion.course.student import opened
 from companion.errors import CompanionError, extra
 from companion.ledger import Ledger
@@ -164,6 +166,7 @@ def asked_for(
     names, cut_short = {"__name__": "__main__", "display": lambda *shown, **options: None}, {}
     with contextlib.ExitStack() as stack:
         plan = stack.enter_context(dry_run(numbers))
+        stack.enter_context(patch("lightning_fabric.Fabric", _OnCpu))
         stack.enter_context(patch.object(Ledger, "check", lambda *claim, **values: VERDICTS[1]))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         stack.enter_context(matplotlib.rc_context({"backend": "Agg", "figure.max_open_warning": 0}))
@@ -182,6 +185,13 @@ def asked_for(
             names |= {name: value for name, value in parameters.items() if name in statement.binds}
     matplotlib.pyplot.close("all")
     return plan, cut_short
+
+
+class _OnCpu(Fabric):
+    """What a notebook takes for trainings of its own: none is done, so that no device is needed."""
+
+    def __init__(self, *asked, **for_):
+        super().__init__(accelerator="cpu", devices=1)
 
 
 def _going_on(node: ast.stmt) -> ast.stmt:

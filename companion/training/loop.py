@@ -48,7 +48,7 @@ def train(
     """
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
     if plan := planned.current():
-        plan.unstored.append((config, fabric.device.type))
+        plan.unstored.append((config, "cuda" if config.accelerator == "cuda" else fabric.device.type))
         return []
     if fabric.world_size > 1:
         synchronise(method, fabric.device)

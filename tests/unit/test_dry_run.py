@@ -2,6 +2,7 @@
 
 import ast
 
+import lightning_fabric
 import nbformat
 import pytest
 import torch
@@ -170,6 +171,21 @@ def test_trainings_outside_of_the_store_are_noted(tmp_path, results):
     plan, cut_short = asked(path)
     assert [(config.batch_size, device) for config, device in plan.unstored] == [(32, "cpu")]
     assert (plan.runs, cut_short) == ({}, {})
+
+
+def test_trainings_of_a_notebook_s_own_need_no_gpu_and_are_counted_as_of_one(tmp_path, results):
+    path = notebook(
+        tmp_path,
+        "from lightning_fabric import Fabric\n"
+        "config = profile.config(**small).replace(accelerator='cuda', precision='bf16-mixed')\n"
+        "fabric = Fabric(accelerator=config.accelerator, precision=config.precision, devices=1)\n"
+        "method = training.initial(config)\n"
+        "training.train(method, None, config, fabric=fabric)",
+    )
+    plan, cut_short = asked(path)
+    assert [device for _, device in plan.unstored] == ["cuda"]
+    assert (plan.runs, cut_short) == ({}, {})
+    assert lightning_fabric.Fabric.__name__ == "Fabric"  # and is itself again
 
 
 @pytest.mark.parametrize("name", ["08_small_batch_variance", "09_auxiliary_loss"])
