@@ -58,10 +58,10 @@ def check_same(a: Tensor, b: Tensor, tile: int) -> None:
     some sums tell; nothing is looked at inside :func:`companion.losses.unchecked`."""
     if part()[1] == 1 or not is_checked():
         return
-    wants = torch.is_grad_enabled() * torch.tensor([a.requires_grad, b.requires_grad], device=a.device)
-    numbers = [torch.tensor([len(a), len(b), tile], device=a.device), wants]
-    numbers += [x.detach().double().flatten() for z in (a, b) for x in (z[0].sum(), z[-1].sum(), z.abs().sum())]
-    ours = torch.cat([x.double().reshape(-1) for x in numbers])
+    wants = [torch.is_grad_enabled() and x.requires_grad for x in (a, b)]
+    numbers = torch.tensor([len(a), len(b), tile, *wants], dtype=torch.float64, device=a.device)
+    sums = torch.stack([x for z in (a, b) for x in (z[0].sum(), z[-1].sum(), z.abs().sum())]).detach()
+    ours = torch.cat([numbers, sums.double()])
     most = torch.cat([ours, -ours])
     dist.all_reduce(most, dist.ReduceOp.MAX)
     largest, least = most.chunk(2)

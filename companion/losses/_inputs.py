@@ -19,31 +19,30 @@ _divided = ContextVar("divided", default=False)
 
 
 @contextlib.contextmanager
-def unchecked():
+def _within(variable: ContextVar, value: bool):
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+def unchecked() -> contextlib.AbstractContextManager:
     """Losses called inside do not check tensors: embeddings, labels, and hyperparameters that are tensors.
 
     For where nothing may look at values, as under :func:`torch.func.vmap`, and for loops whose input is checked
     already: every look makes a GPU wait. Plain numbers are checked even so.
     """
-    token = _checking.set(False)
-    try:
-        yield
-    finally:
-        _checking.reset(token)
+    return _within(_checking, False)
 
 
-@contextlib.contextmanager
-def plain():
+def plain() -> contextlib.AbstractContextManager:
     """Losses called inside, unless ``tile=`` is given, are computed in the plainest way: one matrix of pairs at any
     size, summed by ``torch.logsumexp``, and embeddings normalised wherever a similarity is taken.
 
     Runs are trained so, in one process: the faster ways round differently, and recorded runs are to repeat bit by bit.
     """
-    token = _plain.set(True)
-    try:
-        yield
-    finally:
-        _plain.reset(token)
+    return _within(_plain, True)
 
 
 def is_checked() -> bool:
@@ -56,8 +55,7 @@ def is_plain() -> bool:
     return _plain.get()
 
 
-@contextlib.contextmanager
-def divided():
+def divided() -> contextlib.AbstractContextManager:
     """Losses called inside share their work among the processes of ``torch.distributed``, where they are computed in
     tiles: each process computes its part of the tiles, and all add up what they found, in both passes.
 
@@ -74,11 +72,7 @@ def divided():
         CompanionError: by a loss that is computed in tiles, where the embeddings differ between the processes; not
             inside :func:`unchecked`.
     """
-    token = _divided.set(True)
-    try:
-        yield
-    finally:
-        _divided.reset(token)
+    return _within(_divided, True)
 
 
 def is_divided() -> bool:
