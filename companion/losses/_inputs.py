@@ -27,7 +27,7 @@ def _within(variable: ContextVar, value: bool):
         variable.reset(token)
 
 
-def unchecked() -> contextlib.AbstractContextManager:
+def unchecked():
     """Losses called inside do not check tensors: embeddings, labels, and hyperparameters that are tensors.
 
     For where nothing may look at values, as under :func:`torch.func.vmap`, and for loops whose input is checked
@@ -36,7 +36,7 @@ def unchecked() -> contextlib.AbstractContextManager:
     return _within(_checking, False)
 
 
-def plain() -> contextlib.AbstractContextManager:
+def plain():
     """Losses called inside, unless ``tile=`` is given, are computed in the plainest way: one matrix of pairs at any
     size, summed by ``torch.logsumexp``, and embeddings normalised wherever a similarity is taken.
 
@@ -55,7 +55,7 @@ def is_plain() -> bool:
     return _plain.get()
 
 
-def divided() -> contextlib.AbstractContextManager:
+def divided():
     """Losses called inside share their work among the processes of ``torch.distributed``, where they are computed in
     tiles: each process computes its part of the tiles, and all add up what they found, in both passes.
 
