@@ -23,6 +23,7 @@ class Similarity:
     low, high = -math.inf, math.inf  # what a similarity lies between
     symmetric = False  # whether s(a, b) = s(b, a) is known; then tiles compute such pairs once
     bilinear = False  # whether it is aᵀb of prepared embeddings; then tiles know its gradient
+    spherical = False  # whether to prepare an embedding is to give it unit length
     pairwise = False  # whether it depends on its two embeddings alone; then a loss may take tiles unasked
 
     def __init__(self, function: Callable[[Tensor, Tensor], Tensor] | None = None):
@@ -66,7 +67,7 @@ class _Cosine(Similarity):
     from a metric: 1 - cosine breaks the triangle inequality.
     """
 
-    low, high, symmetric, bilinear, pairwise = -1.0, 1.0, True, True, True
+    low, high, symmetric, bilinear, spherical, pairwise = -1.0, 1.0, True, True, True, True
 
     def prepare(self, a):
         return F.normalize(a, dim=1)
@@ -90,7 +91,7 @@ class _ArcLength(Similarity):
     off by at most arccos(1 - eps)/π: 1.6e-4 in float32, 6.8e-9 in float64.
     """
 
-    low, high, symmetric, pairwise = 0.0, 1.0, True, True
+    low, high, symmetric, spherical, pairwise = 0.0, 1.0, True, True, True
 
     def prepare(self, a):
         return F.normalize(a, dim=1)

@@ -13,6 +13,7 @@ from companion.errors import CompanionError, positive, whole
 from companion.similarity import OfPrepared, Similarity, cosine
 
 _EMBEDDINGS = ("u", "v", "z", "queue")
+SHORTEST = 1e-12  # what F.normalize divides by at least
 _checking = ContextVar("checking", default=True)
 _plain = ContextVar("plain", default=False)
 _divided = ContextVar("divided", default=False)
@@ -55,6 +56,14 @@ def is_plain() -> bool:
     return _plain.get()
 
 
+def is_transformed() -> bool:
+    """Whether ``torch.func`` maps what is computed, forward mode differentiates it or the compiler traces it: all three
+    take plain torch operations only."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
+
+
 def divided():
     """Losses called inside share their work among the processes of ``torch.distributed``, where they are computed in
     tiles: each process computes its part of the tiles, and all add up what they found, in both passes.
@@ -73,6 +82,12 @@ def divided():
             inside :func:`unchecked`.
     """
     return _within(_divided, True)
+
+
+def without_autocast(x: Tensor):
+    """On the device of x; nothing where there is none, since small batches would feel that."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
 def is_divided() -> bool:
@@ -136,7 +151,7 @@ def check_queue(queue: Tensor, u: Tensor) -> None:
 not_negative = functools.partial(positive, zero=True)
 
 
-def loss(function=None, *, prepare: bool = True, **checks):
+def loss(function=None, *, prepare: bool = True, fused=None, **checks):
     """Make a formula a public loss, as ``@loss``, or ``@loss(margin=number)`` to check hyperparameters by that name.
 
     The decorated function may rely on this: its embeddings (`u`, `v`, `z`, `queue`) and labels (`y`) are sound; all
@@ -146,13 +161,20 @@ def loss(function=None, *, prepare: bool = True, **checks):
     nothing has looked at the values of tensors.
     """
     if function is None:
-        return functools.partial(loss, prepare=prepare, **checks)
+        return functools.partial(loss, prepare=prepare, fused=fused, **checks)
     checks = {"temperature": positive, **checks}
     signature = inspect.signature(function)
+    parameters = signature.parameters.values()
+    positional = [x.name for x in parameters if x.kind is x.POSITIONAL_OR_KEYWORD]
+    required = {x.name for x in parameters if x.default is x.empty}
 
     @functools.wraps(function)
     def checked(*args, **kwargs):
-        arguments = signature.bind(*args, **kwargs).arguments
+        arguments = dict(zip(positional, args, strict=False))  # faster than signature.bind, which words the errors
+        n = len(args) + len(kwargs)
+        arguments |= kwargs
+        if not required <= arguments.keys() <= signature.parameters.keys() or len(arguments) < n:
+            signature.bind(*args, **kwargs)
         if _checking.get():
             _check(arguments)
         for name, check in checks.items():
@@ -164,12 +186,14 @@ def loss(function=None, *, prepare: bool = True, **checks):
             arguments["similarity"] = _similarity(arguments["similarity"])
         given = [name for name in _EMBEDDINGS if arguments.get(name) is not None]
         dtype = functools.reduce(torch.promote_types, (arguments[name].dtype for name in given), torch.float32)
-        with torch.autocast(arguments[given[0]].device.type, enabled=False):
+        with without_autocast(arguments[given[0]]):
             for name in given:
                 arguments[name] = arguments[name].to(dtype)
+            if fused is not None and (value := fused(function, arguments)) is not None:
+                return value
             similarity = arguments.get("similarity", cosine if "similarity" in signature.parameters else None)
             if prepare and similarity is not None and similarity.pairwise and not is_plain():  # once for all uses
-                prepared = {id(arguments[name]): similarity.prepare(arguments[name]) for name in given}
+                prepared = {id(arguments[name]): _prepared(arguments[name], similarity) for name in given}
                 arguments |= {name: prepared[id(arguments[name])] for name in given}
                 arguments["similarity"] = OfPrepared(similarity)
             return function(**arguments)
@@ -207,6 +231,38 @@ def scalar(x, like: Tensor) -> Tensor:
     if isinstance(x, Tensor):
         return x.to(device=like.device, dtype=like.dtype)
     return torch.full((), float(x), dtype=like.dtype, device=like.device)
+
+
+def unit_length(z: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, d) embeddings on the sphere, as ``F.normalize(z, dim=1)``, and (n, 1) what they were divided by."""
+    lengths = torch.linalg.vector_norm(z, dim=1, keepdim=True).clamp_min(SHORTEST)
+    return z / lengths, lengths
+
+
+def within_sphere(of_unit: Tensor, unit: Tensor, lengths: Tensor) -> Tensor:
+    """(n, d) gradient of embeddings, from that of what :func:`unit_length` makes of them."""
+    radial = (of_unit * unit).sum(dim=1, keepdim=True)  # changes the length, and so nothing
+    radial = radial.masked_fill(lengths <= SHORTEST, 0)  # but an embedding so short is only scaled
+    return torch.addcmul(of_unit, radial, unit, value=-1).div_(lengths)
+
+
+class _UnitLength(torch.autograd.Function):
+    """``F.normalize(z, dim=1)`` in one step."""
+
+    @staticmethod
+    def forward(ctx, z):
+        unit, lengths = unit_length(z)
+        ctx.save_for_backward(z, unit, lengths)
+        return unit
+
+    @staticmethod
+    def backward(ctx, of_unit):
+        z, *known = ctx.saved_tensors
+        return within_sphere(of_unit, *(unit_length(z) if torch.is_grad_enabled() else known))
+
+
+def _prepared(z: Tensor, similarity: Similarity) -> Tensor:
+    return _UnitLength.apply(z) if similarity.spherical and not is_transformed() else similarity.prepare(z)
 
 
 def _similarity(similarity) -> Similarity:

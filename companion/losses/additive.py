@@ -7,12 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from companion.errors import number, positive
+from companion.losses import fused
 from companion.losses._inputs import loss, scalar
 from companion.losses._pairs import log1p_exp, mean_of_negatives
 from companion.similarity import cosine
 
 
-@loss(scale=positive, bias=number)
+@loss(fused=fused.sigmoid(), scale=positive, bias=number)
 def siglip(
     u: Tensor,
     v: Tensor,

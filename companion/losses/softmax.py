@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from companion.errors import CompanionError, choose, positive, whole
-from companion.losses import tiled
+from companion.losses import fused, tiled
 from companion.losses._inputs import loss, not_negative
 from companion.losses._pairs import SameInstance, SameLabel, log1p_exp, log_sum_exp, log_sum_exp_both_ways, total
 from companion.similarity import cosine
 
 
-@loss
+@loss(fused=fused.softmax())
 def info_nce(
     u: Tensor, v: Tensor, *, temperature: float, queue: Tensor | None = None, similarity=cosine, tile: int | None = None
 ) -> Tensor:
@@ -47,7 +47,7 @@ def info_nce(
     return log1p_exp(negatives - positives).mean()
 
 
-@loss
+@loss(fused=fused.softmax(both_ways=True))
 def clip(
     u: Tensor, v: Tensor, *, temperature: float, within_view: bool = False, similarity=cosine, tile: int | None = None
 ) -> Tensor:
@@ -75,7 +75,7 @@ def clip(
     return (log1p_exp(of_u - positives) + log1p_exp(of_v - positives)).mean() / 2
 
 
-@loss
+@loss(fused=fused.softmax(all_views=True))
 def nt_xent(
     u: Tensor, v: Tensor, *, temperature: float, y: Tensor | None = None, similarity=cosine, tile: int | None = None
 ) -> Tensor:
@@ -101,7 +101,7 @@ def nt_xent(
     return log1p_exp(negatives - positives).mean()
 
 
-@loss
+@loss(fused=fused.softmax(all_views=True, competes=False))
 def dcl(u: Tensor, v: Tensor, *, temperature: float, similarity=cosine, tile: int | None = None) -> Tensor:
     """Decoupled contrastive loss (Yeh et al. 2022, Eq. 6): NT-Xent without the positive in the denominator.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from companion.losses._gather import add_up, add_up_exponentials, check_same, part
-from companion.losses._inputs import is_plain, scalar
+from companion.losses._inputs import is_plain, is_transformed, scalar, without_autocast
 from companion.similarity import Similarity
 
 # By kind of device: pairs up to which the whole matrix is as fast, and the side of the tiles beyond that. A CPU's cache
@@ -44,9 +44,7 @@ def side(a: Tensor, b: Tensor, tile: int | None, similarity: Similarity, *, larg
     most = max(LARGEST[like], largest, NARROW if narrow else 0)
     if tile is not None or is_plain() or not similarity.pairwise or pairs <= most:
         return tile
-    mapped = torch._C._functorch.peek_interpreter_stack() is not None
-    forwards = torch.autograd.forward_ad._current_level >= 0
-    if mapped or forwards or torch.compiler.is_compiling():
+    if is_transformed():
         return None
     few = max(LEAST, -(-max(len(a), len(b)) // (2 * processes)))  # some for each, in the triangle too
     return SIDE[kind] if processes == 1 else min(SIDE[kind], few)
@@ -103,7 +101,7 @@ def whole_total(term, a: Tensor, b: Tensor, similarity: Similarity, skip, rows, 
     return (values if mask is None else values.masked_fill(mask, 0)).sum()
 
 
-def _differentiable(whole, inputs, of_outputs) -> list[Tensor | None]:
+def differentiable(whole, inputs, of_outputs) -> list[Tensor | None]:
     """The gradient of ``whole(*inputs)``, which can be differentiated in turn."""
     # Copies, since an input may be a function of another one, whose gradient shall not go through it here.
     inputs = [None if x is None else x.view_as(x) for x in inputs]
@@ -154,7 +152,7 @@ class _LogSumExp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, of_rows, of_columns):
-        with torch.autocast(of_rows.device.type, enabled=False):
+        with without_autocast(of_rows):
             if not torch.is_grad_enabled():
                 return _LogSumExp._gradients(ctx, of_rows, of_columns)
             similarity, skip, *_ = ctx.form
@@ -164,7 +162,7 @@ class _LogSumExp(torch.autograd.Function):
                 return [logits.logsumexp(dim) for dim in ((1,) if b is None else (1, 0))]
 
             of_outputs = [x for x in (of_rows, of_columns) if x is not None]
-            return *_differentiable(whole, ctx.saved_tensors[:3], of_outputs), None
+            return *differentiable(whole, ctx.saved_tensors[:3], of_outputs), None
 
     @staticmethod
     def _gradients(ctx, of_rows, of_columns):
@@ -271,8 +269,8 @@ class _Total(torch.autograd.Function):
             right = a if b is None else b
             return whole_total(term, a, right, similarity, skip, tensors[:n_rows], tensors[n_rows:])
 
-        with torch.autocast(of_value.device.type, enabled=False):
-            return None, *_differentiable(whole, inputs, of_value)
+        with without_autocast(of_value):
+            return None, *differentiable(whole, inputs, of_value)
 
 
 def _prepared(a: Tensor, b: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor | None]:

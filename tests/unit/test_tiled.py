@@ -5,7 +5,7 @@ import torch
 from loss_cases import ALL, LABELS, NO_SIMILARITY, NO_TILE, call
 
 from companion import losses
-from companion.losses import _gather, tiled
+from companion.losses import _gather, fused, tiled
 from companion.similarity import arc_length, cosine, euclidean
 
 TILED = [name for name in ALL if name not in NO_TILE]
@@ -168,8 +168,15 @@ EIGHTH = 8 * 8 // 8 * 8  # bytes of an eighth of the 8 × 8 pairs of two views, 
 @pytest.fixture
 def many(monkeypatch):
     """Eight instances count as many: they are computed in tiles of three."""
+    monkeypatch.setitem(fused.LARGEST, "cpu", 0)
     monkeypatch.setitem(tiled.LARGEST, "cpu", 0)
     monkeypatch.setitem(tiled.SIDE, "cpu", 3)
+
+
+@pytest.fixture(params=["few", "many"])
+def few_or_many(request):
+    if request.param == "many":
+        request.getfixturevalue("many")
 
 
 def plainly(name, u, v, **options):
@@ -187,7 +194,7 @@ def saved_bytes(function) -> int:
 
 @pytest.mark.parametrize("kept", [0, EIGHTH, 10**9], ids=["nothing kept", "an eighth", "all"])
 @pytest.mark.parametrize("name", TILED)
-def test_the_default_equals_the_plain_way(name, kept, many, monkeypatch):
+def test_the_default_equals_the_plain_way(name, kept, few_or_many, monkeypatch):
     monkeypatch.setattr(tiled, "KEPT", kept)
     for similarity in (cosine, arc_length, euclidean):
         options = {} if name in NO_SIMILARITY else {"similarity": similarity}
@@ -253,6 +260,7 @@ def test_outside_of_the_context_nothing_is_divided(monkeypatch):
 def test_many_pairs_are_computed_in_tiles_and_few_are_not(monkeypatch):
     asked = []
     monkeypatch.setattr(tiled, "log_sum_exp", lambda *given, **options: asked.append(given[-1]) or _whole(*given))
+    monkeypatch.setitem(fused.LARGEST, "cpu", 16 * 16)
     monkeypatch.setitem(tiled.LARGEST, "cpu", 16 * 16)
     monkeypatch.setattr(tiled, "NARROW", 0)
 
@@ -276,7 +284,7 @@ def test_many_pairs_are_computed_in_tiles_and_few_are_not(monkeypatch):
 
 
 @pytest.mark.parametrize("name", TILED)
-def test_mapped_over_batches(name, many):
+def test_mapped_over_batches(name, few_or_many):
     """torch.vmap and torch.func.grad get the whole matrix, which alone they can go through."""
     batches = views(n=24)
     u, v = (x.unflatten(0, (3, 8)) for x in batches)
@@ -291,13 +299,13 @@ def test_mapped_over_batches(name, many):
 
 @pytest.mark.parametrize("tile", [None, 3])
 @pytest.mark.parametrize("name", [name for name in TILED if name != "dclw"])
-def test_second_derivatives(name, tile, many):
+def test_second_derivatives(name, tile, few_or_many):
     """Of tiles, too: the gradient that is to be differentiated is formed from the whole matrix."""
     u, v = (x.clone().requires_grad_() for x in views(n=6, d=3))
     assert torch.autograd.gradgradcheck(lambda u, v: call(name, u, v, tile=tile), (u, v))
 
 
-def test_second_derivatives_of_learned_parameters(many):
+def test_second_derivatives_of_learned_parameters(few_or_many):
     u, v = (x.clone().requires_grad_() for x in views(n=6, d=3))
     t, bias = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.3, -2.0))
     assert torch.autograd.gradgradcheck(lambda u, t: losses.clip(u, v, temperature=t), (u, t))
@@ -309,6 +317,7 @@ def test_second_derivatives_of_learned_parameters(many):
 @pytest.mark.parametrize("loss", [losses.nt_xent, losses.clip, losses.info_nce, losses.dhel])
 def test_no_more_is_kept_than_the_budget_and_nothing_where_a_tile_is_asked_for(loss, monkeypatch):
     n = 128
+    monkeypatch.setitem(fused.LARGEST, "cpu", 0)
     monkeypatch.setitem(tiled.LARGEST, "cpu", 0)
     monkeypatch.setitem(tiled.SIDE, "cpu", 8)
     u, v = (x.clone().requires_grad_() for x in views(n=n, d=3))
@@ -349,7 +358,7 @@ def test_the_plain_way_is_that_of_the_recorded_runs():
 
 @pytest.mark.parametrize("tile", [None, 3])
 @pytest.mark.parametrize("name", TILED)
-def test_a_gradient_that_can_be_differentiated_is_the_same_gradient(name, tile, many):
+def test_a_gradient_that_can_be_differentiated_is_the_same_gradient(name, tile, few_or_many):
     """Also where the second view is a function of the first, and a learned parameter of both."""
     for similarity in (cosine, euclidean):
         options = {} if name in NO_SIMILARITY else {"similarity": similarity}
@@ -366,7 +375,7 @@ def test_a_gradient_that_can_be_differentiated_is_the_same_gradient(name, tile, 
                 torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-def test_the_same_of_learned_parameters_that_depend_on_the_embeddings(many):
+def test_the_same_of_learned_parameters_that_depend_on_the_embeddings(few_or_many):
     u, v = (x.clone().requires_grad_() for x in views())
     t = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     functions = (
@@ -384,7 +393,7 @@ def test_the_same_of_learned_parameters_that_depend_on_the_embeddings(many):
 
 
 @pytest.mark.parametrize("name", [name for name in TILED if name not in NO_SIMILARITY])
-def test_a_similarity_that_learns_keeps_its_gradient_and_its_matrix(name, many):
+def test_a_similarity_that_learns_keeps_its_gradient_and_its_matrix(name, few_or_many):
     """It may depend on more than its two embeddings, so it gets all of them at once unless a tile is asked for."""
     u, v = views()
     found = []
@@ -401,7 +410,7 @@ def test_a_similarity_that_learns_keeps_its_gradient_and_its_matrix(name, many):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 
-def test_forward_derivatives(many):
+def test_forward_derivatives(few_or_many):
     u, v = views()
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(u, v)
