@@ -179,7 +179,7 @@ def loss(function=None, *, prepare: bool = True, fused=None, **checks):
             _check(arguments)
         for name, check in checks.items():
             if name in arguments:
-                _check_number(arguments[name], name, check)
+                arguments[name] = _one_number(arguments[name], name, check)
         if arguments.get("tile") is not None:
             whole(arguments["tile"], "tile", least=1)
         if "similarity" in arguments:
@@ -213,16 +213,20 @@ def _check(arguments: dict) -> None:
         check_queue(arguments["queue"], arguments["u"])
 
 
-def _check_number(value, name: str, check) -> None:
+def _one_number(value, name: str, check):
+    """The hyperparameter, checked; of a tensor that holds one number the shape is left out."""
+    number = value
     if isinstance(value, Tensor):
         if value.numel() != 1:  # it would broadcast against embeddings or similarities, whichever it happens to fit
             raise CompanionError(
                 f"{name} has shape {tuple(value.shape)}: expected a number, or a tensor that holds one."
             )
+        value = value.reshape(()) if value.ndim else value
         if not _checking.get():
-            return
-        value = value.item()
-    check(value, name)
+            return value
+        number = value.item()
+    check(number, name)
+    return value
 
 
 def scalar(x, like: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def _in_one_step(function, names, times: int, kind: tuple, formula: Callable, ar
         with plain():
             return formula(u=u, v=v, **dict(zip(names, numbers, strict=True)))
 
-    numbers = [scalar(x, like=u).reshape(()) if isinstance(x, Tensor) else x for x in given]
+    numbers = [scalar(x, like=u) if isinstance(x, Tensor) else x for x in given]
     differentiate = torch.is_grad_enabled() and any(x.requires_grad for x in (u, v, *given) if isinstance(x, Tensor))
     return function.apply(u, v, *numbers, (again, differentiate, *kind))
 

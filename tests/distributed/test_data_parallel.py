@@ -4,6 +4,7 @@ All cases of one number of processes run inside one launch, which takes seconds 
 found, and the tests compare every process's with what this process finds alone, in double precision.
 """
 
+import contextlib
 import copy
 import functools
 import re
@@ -20,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from companion import losses, paths, training
 from companion.errors import CompanionError
-from companion.losses import tiled
+from companion.losses import fused, tiled
 from companion.losses._gather import share, world
 from companion.similarity import arc_length
 from companion.training import Clip, Config, Contrastive, Labelled, MoCo, Supervised, Views, processes, runs, train
@@ -222,6 +223,16 @@ class Watch(TorchDispatchMode):
         return made
 
 
+@contextlib.contextmanager
+def small_tiles():
+    """Of sixteen rows, however few pairs there are."""
+    with (
+        mock.patch.multiple(tiled, SIDE={"cpu": 16}, LARGEST={"cpu": 100}, NARROW=100),
+        mock.patch.dict(fused.LARGEST, cpu=100),
+    ):
+        yield
+
+
 def of_divided(fabric, name):
     """Value, gradients of what was gathered, and second ones; beside them, what the work was."""
     g = torch.Generator().manual_seed(1)
@@ -230,11 +241,10 @@ def of_divided(fabric, name):
     leaves = [
         x.requires_grad_() for x in (losses.gather(share(u)), losses.gather(share(v)), torch.tensor(0.5).double())
     ]
-    sizes = mock.patch.multiple(tiled, SIDE={"cpu": 16}, LARGEST={"cpu": 100}, NARROW=100)
-    with losses.divided(), sizes, Watch() as watched, FlopCounterMode(display=False) as counted:
+    with losses.divided(), small_tiles(), Watch() as watched, FlopCounterMode(display=False) as counted:
         value = DIVIDED[name](*leaves, y)
         first = torch.autograd.grad(value, leaves, allow_unused=True)
-    with losses.divided(), sizes:
+    with losses.divided(), small_tiles():
         (slope,) = torch.autograd.grad(DIVIDED[name](*leaves, y), leaves[:1], create_graph=True)
         second = torch.autograd.grad(slope.square().sum(), leaves, allow_unused=True)
     found = {"value": value.detach(), **{f"first {i}": x for i, x in enumerate(first) if x is not None}}
@@ -257,8 +267,7 @@ UNLIKE = {  # two views of a process, by its number
 def of_unlike(fabric, name):
     """The error, if there is one."""
     u, v = torch.randn(2, TALL, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    sizes = mock.patch.multiple(tiled, SIDE={"cpu": 16}, LARGEST={"cpu": 100}, NARROW=100)
-    with losses.divided(), sizes:
+    with losses.divided(), small_tiles():
         try:
             UNLIKE[name](u, v, fabric.global_rank if fabric else 0)
         except CompanionError as error:
