@@ -25,7 +25,9 @@ from companion.losses._inputs import (
 )
 from companion.similarity import cosine
 
-LARGEST = {"cpu": 2**20, "cuda": 2**26}  # pairs up to which one matrix, seen once, is as fast as tiles
+# By kind of device: pairs up to which one matrix is no slower than tiles, which a softmax has to see twice, and which a
+# sum leaves to autograd.
+SOFTMAX, SIGMOID = {"cpu": 2**20, "cuda": 2**26}, {"cpu": 2**22, "cuda": 2**26}
 LINEAR = 40  # from here on log(1 + e^x) is x, in float64 too; torch's own softplus takes x from 20 on
 
 
@@ -36,20 +38,23 @@ def softmax(*, both_ways: bool = False, all_views: bool = False, competes: bool 
     2n views, with all views of other instances. ``competes``: the positive stands in the denominator too.
     """
     kind = both_ways, all_views, competes
-    return functools.partial(_in_one_step, _Softmax, ("temperature",), 4 if all_views else 1, kind)
+    return functools.partial(_in_one_step, _Softmax, SOFTMAX, ("temperature",), 4 if all_views else 1, kind)
 
 
 def sigmoid() -> Callable:
     """For the sum over all pairs of log(1 + e^x) / n, where x is scale·s + bias of a negative, -(scale·s + bias) of a
     positive."""
-    return functools.partial(_in_one_step, _Sigmoid, ("scale", "bias"), 1, ())
+    return functools.partial(_in_one_step, _Sigmoid, SIGMOID, ("scale", "bias"), 1, ())
 
 
-def _in_one_step(function, names, times: int, kind: tuple, formula: Callable, arguments: dict) -> Tensor | None:
+def _in_one_step(
+    function, few: dict[str, int], names, times: int, kind: tuple, formula: Callable, arguments: dict
+) -> Tensor | None:
     """The value, or None where the formula is to be called.
 
     Args:
         function: a subclass of :class:`_Fused`.
+        few: the pairs that it serves, by kind of device.
         names: of the numbers that it takes.
         times: entries of its matrix for each pair of a u and a v.
         kind: what else it takes.
@@ -59,7 +64,7 @@ def _in_one_step(function, names, times: int, kind: tuple, formula: Callable, ar
         return None
     u, v = arguments["u"], arguments["v"]
     divided = part()[1] > 1  # a matrix of more pairs is divided among processes, in tiles
-    largest = tiled.LARGEST["cpu"] if divided else LARGEST.get(u.device.type, LARGEST["cpu"])
+    largest = tiled.LARGEST["cpu"] if divided else few.get(u.device.type, few["cpu"])
     if times * len(u) * len(v) > largest or is_plain() or is_transformed():
         return None
     given = [arguments[name] for name in names]

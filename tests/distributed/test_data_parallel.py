@@ -228,7 +228,8 @@ def small_tiles():
     """Of sixteen rows, however few pairs there are."""
     with (
         mock.patch.multiple(tiled, SIDE={"cpu": 16}, LARGEST={"cpu": 100}, NARROW=100),
-        mock.patch.dict(fused.LARGEST, cpu=100),
+        mock.patch.dict(fused.SOFTMAX, cpu=100),
+        mock.patch.dict(fused.SIGMOID, cpu=100),
     ):
         yield
 

@@ -204,20 +204,24 @@ def test_where_the_formula_is_called(monkeypatch):
 
 def test_how_many_pairs_are_few(monkeypatch):
     u, v = (x.requires_grad_() for x in views())
-    pairs = {losses.info_nce: 64, losses.clip: 64, losses.nt_xent: 256, losses.dcl: 256}
-    for function, matrix in pairs.items():
+    pairs = {name: 256 if name in ("nt_xent", "dcl") else 64 for name in CASES if "low" not in name}
+    for name, matrix in pairs.items():
+        few = fused.SIGMOID if name == "siglip" else fused.SOFTMAX
         for largest in (matrix, matrix - 1):
-            monkeypatch.setitem(fused.LARGEST, "cpu", largest)
-            assert in_one_step(function(u, v, temperature=0.2)) == (largest == matrix)
-    monkeypatch.setitem(fused.LARGEST, "cpu", 10**9)
+            monkeypatch.setitem(few, "cpu", largest)
+            assert in_one_step(CASES[name](u, v)) == (largest == matrix)
+
+
+def test_what_processes_divide_is_not_few(monkeypatch):
+    u, v = (x.requires_grad_() for x in views())
     monkeypatch.setattr(_gather, "world", lambda: 2)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
-    monkeypatch.setitem(tiled.LARGEST, "cpu", 63)  # what is more is divided among processes
+    for name in ("check_same", "add_up"):
+        monkeypatch.setattr(tiled, name, lambda *given: None)
+    monkeypatch.setattr(tiled, "NARROW", 0)
+    monkeypatch.setitem(tiled.LARGEST, "cpu", 63)
     assert in_one_step(losses.info_nce(u, v, temperature=0.2))
     with losses.divided():
-        monkeypatch.setattr(tiled, "check_same", lambda *given: None)
-        monkeypatch.setattr(tiled, "NARROW", 0)
-        monkeypatch.setattr(tiled, "add_up", lambda *given: None)
         assert not in_one_step(losses.info_nce(u, v, temperature=0.2))
         monkeypatch.setitem(tiled.LARGEST, "cpu", 64)
         assert in_one_step(losses.info_nce(u, v, temperature=0.2))

@@ -168,7 +168,8 @@ EIGHTH = 8 * 8 // 8 * 8  # bytes of an eighth of the 8 × 8 pairs of two views, 
 @pytest.fixture
 def many(monkeypatch):
     """Eight instances count as many: they are computed in tiles of three."""
-    monkeypatch.setitem(fused.LARGEST, "cpu", 0)
+    monkeypatch.setitem(fused.SOFTMAX, "cpu", 0)
+    monkeypatch.setitem(fused.SIGMOID, "cpu", 0)
     monkeypatch.setitem(tiled.LARGEST, "cpu", 0)
     monkeypatch.setitem(tiled.SIDE, "cpu", 3)
 
@@ -260,7 +261,7 @@ def test_outside_of_the_context_nothing_is_divided(monkeypatch):
 def test_many_pairs_are_computed_in_tiles_and_few_are_not(monkeypatch):
     asked = []
     monkeypatch.setattr(tiled, "log_sum_exp", lambda *given, **options: asked.append(given[-1]) or _whole(*given))
-    monkeypatch.setitem(fused.LARGEST, "cpu", 16 * 16)
+    monkeypatch.setitem(fused.SOFTMAX, "cpu", 16 * 16)
     monkeypatch.setitem(tiled.LARGEST, "cpu", 16 * 16)
     monkeypatch.setattr(tiled, "NARROW", 0)
 
@@ -317,7 +318,7 @@ def test_second_derivatives_of_learned_parameters(few_or_many):
 @pytest.mark.parametrize("loss", [losses.nt_xent, losses.clip, losses.info_nce, losses.dhel])
 def test_no_more_is_kept_than_the_budget_and_nothing_where_a_tile_is_asked_for(loss, monkeypatch):
     n = 128
-    monkeypatch.setitem(fused.LARGEST, "cpu", 0)
+    monkeypatch.setitem(fused.SOFTMAX, "cpu", 0)
     monkeypatch.setitem(tiled.LARGEST, "cpu", 0)
     monkeypatch.setitem(tiled.SIDE, "cpu", 8)
     u, v = (x.clone().requires_grad_() for x in views(n=n, d=3))
