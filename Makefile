@@ -72,7 +72,7 @@ help: ## print this help
 	@echo "  CLAIMS     ids of claims, or what several begin with up to a dot: run the notebooks that test them"
 	@echo "  DATA       folder with data sets that you have already"
 	@echo "  DATASET    a data set in place of the profile's own, such as cifar10 or imagefolder:FOLDER"
-	@echo "  JOBS       runs that are trained at once; default: one a core"
+	@echo "  JOBS       runs that are trained at once; default: one a core, or one on a GPU"
 	@echo "  PROCESSES  processes that train a run together, with a GPU each if it uses any; default: 1"
 	@echo "  ENGINE     what trains the runs: loky, processes of this machine, the default; or a ray or dask cluster"
 	@echo "  ADDRESS    of that cluster; default: one of this machine, for each sweep"
@@ -159,9 +159,10 @@ student: $(ready) ## write build/student/: the notebooks without solutions and o
 slides: $(ready) ## write build/slides/: a deck for each notebook, to be opened without a network
 	@$(py) -m companion.course.slides $(chosen:%=notebooks/%.ipynb)
 
-bench: $(ready) ## measure speed and memory of the losses and speed of the training, as ratios
+bench: $(ready) ## measure speed and memory of the losses and speed of the training, alone and several at once, as ratios
 	$(py) -m companion.bench
 	$(py) -m companion.bench.training
+	$(py) -m companion.bench.together
 
 speedrun: $(ready) ## time SimCLR on CIFAR-10 to 90 % k-NN accuracy, on a GPU; OPTIONS=--dry-run: tiny, on the CPU
 	$(py) -m companion.bench.speedrun $(if $(DATASET),--dataset '$(DATASET)') $(OPTIONS)

@@ -9,6 +9,7 @@ does falls on all of them alike; what is reported are ratios within a round.
 """
 
 import argparse
+import collections
 import itertools
 import json
 import os
@@ -32,8 +33,8 @@ from companion.bench.report import ratios, spread
 from companion.errors import CompanionError, whole
 from companion.training import Config, Contrastive, SimCLR
 from companion.training.data import FileSplit, Split
-from companion.training.loop import optimizer_of, set_up
-from companion.training.methods import Batch
+from companion.training.loop import optimizer_of, seeded, set_up
+from companion.training.methods import Batch, Method
 from companion.training.progress import bar
 from companion.training.sources import Views
 
@@ -77,37 +78,19 @@ def contenders(config: Config, steps: int, workers: int, folder: Path) -> dict[s
         folder: where files may be written.
     """
     fabric = Fabric(accelerator=config.accelerator, precision=config.precision, devices=1)
-    count, size = steps * config.batch_size, config.image_size
-    # The time does not depend on what is in the images: noise will do.
-    pixels = torch.randint(256, (count, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    images = Split(pixels, torch.zeros(count, dtype=torch.int64))
-    augmentation = config.augmentation.build(size)
-
-    def views(split) -> Views:
-        options = {"seed": config.seed, "device": fabric.device, "workers": workers * isinstance(split, FileSplit)}
-        return Views(split, augmentation, config.batch_size, **options)
+    images = noise(config, steps)
 
     def ours(batches: Callable[[int], Iterator[Batch]]) -> Callable[[], None]:
-        method = config.method.build(config, images).to(fabric.device, memory_format=torch.channels_last)
-        wrapped, optimizer, step = set_up(method, config, fabric)
-        wrapped.train()
-        epochs = itertools.count()
-
-        def epoch():
-            for batch in batches(next(epochs)):
-                step(batch)
-                optimizer.step()
-                method.after_step()
-
-        return epoch
+        epoch = steps_of(config, fabric, images, batches)
+        return lambda: collections.deque(epoch(), maxlen=0)
 
     def usual() -> Callable[[], None]:
-        method = config.method.build(config, images).to(fabric.device)
+        method = network(config, images).to(fabric.device)
         model, optimizer = method.model.train(), optimizer_of(method, config)
-        pil = [Image.fromarray(array) for array in np.ascontiguousarray(pixels.permute(0, 2, 3, 1))]
+        pil = [Image.fromarray(array) for array in np.ascontiguousarray(images.images.permute(0, 2, 3, 1))]
         on_cuda = fabric.device.type == "cuda"
         loader = DataLoader(
-            TwoCrops(pil, config.augmentation, size), config.batch_size, shuffle=True, num_workers=workers,
+            TwoCrops(pil, config.augmentation, config.image_size), config.batch_size, shuffle=True, num_workers=workers,
             persistent_workers=workers > 0, pin_memory=on_cuda,
         )  # fmt: skip
         scaler = torch.amp.GradScaler(fabric.device.type, enabled=on_cuda)
@@ -124,21 +107,60 @@ def contenders(config: Config, steps: int, workers: int, folder: Path) -> dict[s
 
         return epoch
 
-    fixed = next(views(images).batches(0))
+    files = _written(images, folder)
+    fixed = next(views_of(config, fabric, images).batches(0))
     return {
         ALONE: ours(lambda epoch: itertools.repeat(fixed, steps)),
-        MEMORY: ours(views(images).batches),
-        FILES: ours(views(_written(pixels, images.labels, folder)).batches),
+        MEMORY: ours(views_of(config, fabric, images).batches),
+        FILES: ours(views_of(config, fabric, files, workers).batches),
         USUAL: usual(),
     }
 
 
-def _written(pixels: torch.Tensor, labels: torch.Tensor, folder: Path) -> FileSplit:
+def noise(config: Config, steps: int) -> Split:
+    """As many images as ``steps`` batches take: the time does not depend on what is in them."""
+    shape = steps * config.batch_size, 3, config.image_size, config.image_size
+    pixels = torch.randint(256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return Split(pixels, torch.zeros(len(pixels), dtype=torch.int64))
+
+
+def views_of(config: Config, fabric: Fabric, images, workers: int = 0) -> Views:
+    """Views of the images as the configuration has them; of files, by so many workers."""
+    augmentation = config.augmentation.build(config.image_size)
+    return Views(images, augmentation, config.batch_size, seed=config.seed, device=fabric.device, workers=workers)
+
+
+def network(config: Config, images: Split) -> Method:
+    """The same weights for all."""
+    with seeded(config.seed):
+        return config.method.build(config, images)
+
+
+def steps_of(
+    config: Config, fabric: Fabric, images: Split, batches: Callable[[int], Iterator[Batch]]
+) -> Callable[[], Iterator[None]]:
+    """A function that gives the steps of the next epoch, each taken when it is asked for, of a network of its own."""
+    method = network(config, images).to(fabric.device, memory_format=torch.channels_last)
+    wrapped, optimizer, step = set_up(method, config, fabric)
+    wrapped.train()
+    epochs = itertools.count()
+
+    def epoch() -> Iterator[None]:
+        for batch in batches(next(epochs)):
+            step(batch)
+            optimizer.step()
+            method.after_step()
+            yield
+
+    return epoch
+
+
+def _written(images: Split, folder: Path) -> FileSplit:
     """The images as JPEG files."""
-    files = [folder / f"{number}.jpg" for number in range(len(pixels))]
-    for file, array in zip(files, np.ascontiguousarray(pixels.permute(0, 2, 3, 1)), strict=True):
+    files = [folder / f"{number}.jpg" for number in range(len(images))]
+    for file, array in zip(files, np.ascontiguousarray(images.images.permute(0, 2, 3, 1)), strict=True):
         Image.fromarray(array).save(file)
-    return FileSplit(np.array(files), labels, pixels.shape[-1])
+    return FileSplit(np.array(files), images.labels, images.images.shape[-1])
 
 
 def goals(times: dict[str, list[float]], device: str) -> list[dict]:

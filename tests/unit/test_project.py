@@ -46,7 +46,7 @@ FILES = {
     "ledger": ["observed", "claims", "ledger", "scoreboard"],
     "course": ["profiles", "environment", "controls", "figures", "forest", "full_size", "execute", "merge", "report",
                "student", "pieces", "deck", "slides", "dry_run", "estimate"],
-    "bench": ["report", "contenders", "measure", "training", "tricks", "speedlog", "speedrun"],
+    "bench": ["report", "contenders", "measure", "training", "together", "tricks", "speedlog", "speedrun"],
 }  # fmt: skip
 SCIENCE = ("errors", "similarity", "losses", "theory", "metrics")
 WITH_THE_SCIENCE_ALONE = (*SCIENCE, "diagnose")  # what else it can do says what it needs when it is asked

@@ -1,0 +1,249 @@
+"""How many trainings one device takes at once: views a second of all of them. ``python -m companion.bench.together``.
+
+A small network on a small batch does not fill a GPU, and is not worth a second thread of a CPU. So several runs may
+share a device: in processes of their own, as ``make reproduce JOBS=n`` has it (on CUDA they run side by side if
+NVIDIA's MPS daemon is there, and take turns if not), in one process on a CUDA stream each, or as one run of networks
+stacked by ``torch.func`` and ``torch.vmap``. All train the same network on batches of the same size, an epoch each in
+turns; what is reported are ratios within a round.
+"""
+
+import argparse
+import contextlib
+import copy
+import itertools
+import json
+import multiprocessing
+import os
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+from torch.func import functional_call, grad, stack_module_state
+
+from companion import losses, paths, store
+from companion.bench.contenders import TEMPERATURE
+from companion.bench.measure import machine, synchronise
+from companion.bench.report import ratios, spread
+from companion.bench.training import VIEWS, network, noise, steps_of, views_of
+from companion.errors import CompanionError, whole
+from companion.training import Config, Contrastive
+from companion.training.loop import optimizer_of
+from companion.training.methods import Batch
+from companion.training.progress import bar
+
+ONE, THREADS, PROCESSES = "one run", "one run, all threads", "a process each"
+STREAMS, STACKED = "a stream each", "stacked by vmap"
+SETTINGS = {
+    "cpu": {"image_size": 16},
+    "cuda": {"image_size": 32, "encoder": "resnet18", "precision": "bf16-mixed"},
+}
+STEPS = {"cpu": 60, "cuda": 200}  # of a round, and a run
+PATIENCE = 300  # seconds that processes are waited for
+
+
+def one(config: Config, steps: int) -> Callable[[], None]:
+    """What trains ``steps`` batches when it is called."""
+    fabric = Fabric(accelerator=config.accelerator, precision=config.precision, devices=1)
+    images = noise(config, steps)
+    epoch = steps_of(config, fabric, images, views_of(config, fabric, images).batches)
+
+    def train() -> None:
+        for _ in epoch():
+            pass
+        synchronise(fabric.device.type)
+
+    return train
+
+
+def by_streams(config: Config, steps: int, runs: int) -> Callable[[], None]:
+    """The same of several runs in this process, a step of each in turn; on CUDA each has a stream."""
+    fabric = Fabric(accelerator=config.accelerator, precision=config.precision, devices=1)
+    images, on_cuda = noise(config, steps), fabric.device.type == "cuda"
+    epochs = [steps_of(config, fabric, images, views_of(config, fabric, images).batches) for _ in range(runs)]
+    streams = [torch.cuda.Stream() if on_cuda else None for _ in range(runs)]
+    synchronise(fabric.device.type)  # what was made on the stream in use is used on others
+
+    def train() -> None:
+        steps_of_each = [epoch() for epoch in epochs]
+        for _ in range(steps):
+            for stream, its in zip(streams, steps_of_each, strict=True):
+                with torch.cuda.stream(stream):  # None: the one in use
+                    next(its)
+        synchronise(fabric.device.type)
+
+    return train
+
+
+class _Loss(nn.Module):
+    """A method whose forward pass is its loss, which is what torch.func calls."""
+
+    def __init__(self, method):
+        super().__init__()
+        self.method = method
+
+    def forward(self, *batch):
+        with losses.plain():
+            return self.method.loss(Batch(*batch))
+
+
+def stacked(config: Config, steps: int, runs: int) -> Callable[[], None]:
+    """The same of several runs as one: their parameters are stacked, and one step trains all."""
+    fabric = Fabric(accelerator=config.accelerator, precision=config.precision, devices=1)
+    images, device = noise(config, steps), fabric.device
+    modules = [_Loss(network(config, images).to(device)).train() for _ in range(runs)]
+    parameters, buffers = stack_module_state(modules)
+    base = copy.deepcopy(modules[0])
+    owner = nn.Module()  # for the optimiser, which asks a module for its parameters
+    owner.stack = nn.ParameterList(parameters.values())
+    parameters = dict(zip(parameters, owner.stack, strict=True))
+    optimizer = optimizer_of(owner, config)
+    slopes = torch.vmap(grad(lambda own, state, *batch: functional_call(base, (own, state), batch)))
+    sources, epochs = [views_of(config, fabric, images) for _ in range(runs)], itertools.count()
+
+    def train() -> None:
+        number = next(epochs)
+        for batches in zip(*(source.batches(number) for source in sources), strict=True):
+            with fabric.autocast():
+                found = slopes(parameters, buffers, *(torch.stack(parts) for parts in zip(*batches, strict=True)))
+            for name, parameter in parameters.items():
+                parameter.grad = found[name]
+            optimizer.step()
+        synchronise(device.type)
+
+    return train
+
+
+@contextlib.contextmanager
+def by_processes(config: Config, steps: int, runs: int) -> Iterator[Callable[[], None]]:
+    """The same of several runs, each in a process with one thread, which live as long as the context.
+
+    Raises:
+        CompanionError: by what it yields, if one of them has died.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    gate = spawn.Barrier(runs + 1)
+    workers = [spawn.Process(target=_worker, args=(config, steps, gate), daemon=True) for _ in range(runs)]
+    for worker in workers:
+        worker.start()
+
+    def train() -> None:
+        try:
+            for _ in range(2):  # start and end of an epoch
+                gate.wait(PATIENCE)
+        except threading.BrokenBarrierError as error:
+            raise CompanionError(
+                f"One of {runs} processes that train at once has died or hangs: is there memory for so many? Ask for "
+                "fewer by --runs."
+            ) from error
+
+    try:
+        yield train
+    finally:
+        gate.abort()
+        for worker in workers:
+            worker.join(10)
+            worker.kill()
+
+
+def _worker(config: Config, steps: int, gate) -> None:
+    torch.set_num_threads(1)
+    torch.backends.cudnn.benchmark = True
+    try:
+        train = one(config, steps)
+        while True:
+            gate.wait()
+            train()
+            gate.wait()
+    except threading.BrokenBarrierError:
+        return  # it is over
+    except BaseException:
+        gate.abort()
+        raise
+
+
+def measure(config: Config, steps: int, runs: int, rounds: int, threads: int) -> dict[str, list[float]]:
+    """Seconds of every contender's epochs, by name, the first of which is left out: it warms up."""
+    times: dict[str, list[float]] = {}
+    with by_processes(config, steps, runs) as processes:
+        field = {ONE: (one(config, steps), 1), PROCESSES: (processes, 1)}
+        if config.accelerator == "cuda":
+            field[STREAMS] = by_streams(config, steps, runs), 1
+        elif threads > 1:
+            field[THREADS] = one(config, steps), threads
+        field[STACKED] = stacked(config, steps, runs), threads
+        with bar((1 + rounds) * len(field), "bench", "epoch") as progress:
+            for _ in range(1 + rounds):
+                for name, (train, its_threads) in field.items():
+                    torch.set_num_threads(its_threads)
+                    start = time.perf_counter()
+                    train()
+                    times.setdefault(name, []).append(time.perf_counter() - start)
+                    progress.update()
+    return {name: rest for name, (_, *rest) in times.items()}
+
+
+def table(results: dict) -> str:
+    """The results in Markdown."""
+    times, runs = results["times"], results["runs"]
+    lines = [
+        "# Benchmark: several trainings at once",
+        "",
+        "{name}, torch {torch}; {encoder}, images of {image_size}×{image_size} pixels in batches of {batch_size}, "
+        "precision {precision}.".format(**results["machine"]),
+        "",
+        "| runs at once | views a second, of all | times as many as of one run |",
+        "|---|---|---|",
+    ]
+    for name, rounds in times.items():
+        count = 1 if name in (ONE, THREADS) else runs
+        rate = count * results["views"] / statistics.median(rounds)
+        many = [count * x for x in ratios(times, ONE, name)]
+        lines.append(f"| {name if count == 1 else f'{runs}: {name}'} | {rate:,.0f} | {spread(many)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> Path:
+    """Run the benchmark, write ``results/bench/together-<device>.{json,md}``, print the table, return its path."""
+    parser = argparse.ArgumentParser(prog="python -m companion.bench.together", description="Several runs at once.")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--runs", type=int, help="runs at once (default: the cores of a CPU, 4 on CUDA)")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch-size", type=int, default=32)
+    chosen = parser.parse_args(arguments)
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        raise CompanionError("--device cuda: torch sees no CUDA device here. Leave the option out for the CPU.")
+    threads = len(os.sched_getaffinity(0))
+    runs = {"cpu": max(2, threads), "cuda": 4}[chosen.device] if chosen.runs is None else chosen.runs
+    runs, rounds = whole(runs, "--runs", least=2), whole(chosen.rounds, "--rounds", least=1)
+    steps = STEPS[chosen.device]
+    config = Config(
+        accelerator=chosen.device, batch_size=chosen.batch_size, n_train=steps * chosen.batch_size,
+        method=Contrastive(temperature=TEMPERATURE), augmentation=VIEWS, **SETTINGS[chosen.device],
+    )  # fmt: skip
+    before = torch.get_num_threads()
+    torch.backends.cudnn.benchmark = True  # as in every training
+    try:
+        times = measure(config, steps, runs, rounds, threads)
+    finally:
+        torch.set_num_threads(before)
+    described = ("encoder", "image_size", "batch_size", "precision")
+    results = {
+        "machine": machine(chosen.device, threads) | {name: getattr(config, name) for name in described},
+        "runs": runs,
+        "views": 2 * steps * config.batch_size,
+        "times": times,
+    }
+    path = paths.results() / "bench" / f"together-{chosen.device}.md"
+    store.write(path.with_suffix(".json"), json.dumps(results, indent=1))
+    store.write(path, table(results))
+    print(table(results))
+    return path
+
+
+if __name__ == "__main__":
+    main()
