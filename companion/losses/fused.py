@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from companion.errors import CompanionError
 from companion.losses import tiled
 from companion.losses._gather import part
 from companion.losses._inputs import (
@@ -74,9 +75,14 @@ def _in_one_step(
         with plain():
             return formula(u=u, v=v, **dict(zip(names, numbers, strict=True)))
 
-    numbers = [scalar(x, like=u) if isinstance(x, Tensor) else x for x in given]
-    differentiate = torch.is_grad_enabled() and any(x.requires_grad for x in (u, v, *given) if isinstance(x, Tensor))
-    return function.apply(u, v, *numbers, (again, differentiate, *kind))
+    numbers = [_as(u, x) if isinstance(x, Tensor) else x for x in given]
+    return function.apply(u, v, *numbers, (again, torch.is_grad_enabled(), *kind))
+
+
+def _as(u: Tensor, number: Tensor) -> Tensor:
+    """The number in the dtype of the embeddings. One that is not learned may stay on the CPU, where operations on a GPU
+    take it from without a wait."""
+    return scalar(number, like=u) if number.requires_grad else number.to(u.dtype)
 
 
 def _as_usual(arguments: dict, names: tuple[str, ...]) -> bool:
@@ -89,29 +95,50 @@ class _Fused(torch.autograd.Function):
     """Inputs: embeddings u and v; numbers, or tensors that hold one; and what is no tensor."""
 
     @staticmethod
-    def keep(ctx, u, v, numbers, again, of_units, units, lengths, of_numbers) -> None:
-        """For the backward pass: the gradient of both views, from that of what they are on the sphere, and of numbers
-        that are learned, None for others."""
-        of_views = within_sphere(of_units, units, lengths).split(len(u))
-        numbers = (x if isinstance(x, Tensor) else None for x in numbers)
-        ctx.save_for_backward(u, v, *numbers, *of_views, *of_numbers)
-        ctx.again = again
+    def keep(ctx, again, inputs, of_units, units, lengths, of_numbers) -> None:
+        """For the backward pass: the gradients that are wanted, of the views from those of what they are on the sphere.
+
+        Args:
+            of_units: (2n, d), or one (n, d) for each view, None where it is not wanted.
+            of_numbers: None where it is not wanted.
+        """
+        n = len(units) // 2
+        if isinstance(of_units, Tensor) or all(x is not None for x in of_units):
+            of_units = of_units if isinstance(of_units, Tensor) else torch.cat(of_units)
+            of_views = within_sphere(of_units, units, lengths).split(n)
+        else:
+            parts = zip(of_units, units.split(n), lengths.split(n), strict=True)
+            of_views = [None if of is None else within_sphere(of, *its) for of, *its in parts]
+        ctx.save_for_backward(*of_views, *of_numbers)
+        # Not saved, since one gradient needs no inputs: they may be changed in place, or come from inference mode.
+        ctx.again, ctx.inputs = again, [x if isinstance(x, Tensor) else None for x in inputs]
+        ctx.versions = list(map(_version, ctx.inputs))
 
     @staticmethod
     def backward(ctx, of_value):
-        saved = ctx.saved_tensors
-        inputs, grads = saved[: len(saved) // 2], saved[len(saved) // 2 :]
-        if torch.is_grad_enabled():
-            with without_autocast(of_value):
-                return *tiled.differentiable(ctx.again, inputs, of_value), None
-        return *(None if grad is None else of_value * grad for grad in grads), None
+        grads = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return *(None if grad is None else of_value * grad for grad in grads), None
+        if list(map(_version, ctx.inputs)) != ctx.versions:
+            raise CompanionError(
+                "An embedding or a hyperparameter was changed in place after the loss was computed of it, and the "
+                "gradient is to be differentiated (create_graph=True): expected the values that the loss had. Change "
+                "a clone, or change it later."
+            )
+        with without_autocast(of_value):
+            return *tiled.differentiable(ctx.again, ctx.inputs, of_value), None
+
+
+def _version(x: Tensor | None) -> int:
+    """How often it was changed in place, as far as torch counts that."""
+    return 0 if x is None or x.is_inference() else x._version
 
 
 class _Softmax(_Fused):
     @staticmethod
     def forward(ctx, u, v, temperature, form):
         again, differentiate, both_ways, all_views, competes = form
-        learned, n = isinstance(temperature, Tensor), len(u)
+        n, (of_u, of_v, of_temperature, _) = len(u), ctx.needs_input_grad
         units, lengths = unit_length(torch.cat([u, v]))
         a, b = (units, units) if all_views else (units[:n], units[n:])
         slope = cosine.logits(a, b, temperature)  # (anchors, candidates): logits, then exponentials, then ∂ value / ∂ s
@@ -120,7 +147,7 @@ class _Softmax(_Fused):
         for pairs in [*twins, slope.diagonal()] if all_views else twins:
             pairs.fill_(-torch.inf)
         # The value of a tensor is not asked for: a GPU would have to be waited for.
-        bounded = not learned and tiled.bounded(cosine, temperature, u.dtype)
+        bounded = not isinstance(temperature, Tensor) and tiled.bounded(cosine, temperature, u.dtype)
         columns = slope
         if not bounded and both_ways:
             top_of_columns = slope.amax(dim=0)
@@ -135,7 +162,7 @@ class _Softmax(_Fused):
         if not bounded:
             x += torch.stack([top, top_of_columns]) if both_ways else top
         value = (F.softplus(x, threshold=LINEAR) if competes else x).mean()
-        if not differentiate:
+        if not differentiate or not any(ctx.needs_input_grad):
             return value
 
         share = x.sigmoid() if competes else torch.ones_like(x)
@@ -153,11 +180,13 @@ class _Softmax(_Fused):
         of_twins = share.view(2, n).sum(dim=0) if all_views or both_ways else share
         for pairs in twins:
             pairs.copy_(of_twins).neg_()
-        of_units = slope @ a if all_views else torch.cat([slope @ b, slope.T @ a])
-        of_temperature = None
-        if learned:
-            of_temperature = -(units * of_units).sum() / (2 * temperature)
-        _Fused.keep(ctx, u, v, [temperature], again, of_units, units, lengths, [of_temperature])
+        of_a = slope @ b if of_u or of_temperature or all_views else None
+        of_temperature = -(a * of_a).sum() / temperature if of_temperature else None
+        if all_views:  # where each pair was counted twice
+            of_temperature, of_units = None if of_temperature is None else of_temperature / 2, of_a
+        else:
+            of_units = of_a if of_u else None, slope.T @ a if of_v else None
+        _Fused.keep(ctx, again, (u, v, temperature), of_units, units, lengths, [of_temperature])
         return value
 
 
@@ -172,16 +201,15 @@ class _Sigmoid(_Fused):
         positives = x.diagonal()
         positives.neg_()
         value = F.softplus(x, threshold=LINEAR).sum() / n
-        if not differentiate:
+        if not differentiate or not any(ctx.needs_input_grad):
             return value
 
+        of_u, of_v, of_scale, of_bias, _ = ctx.needs_input_grad
         slope = x.sigmoid_()  # n ∂ value / ∂ x
         positives.neg_()
-        of_units = torch.cat([slope @ b, slope.T @ a]).div_(n)
-        of_numbers = [None, None]
-        if isinstance(scale, Tensor):
-            of_numbers[0] = (units * of_units).sum() / 2
-        if isinstance(bias, Tensor):
-            of_numbers[1] = slope.sum() / n
-        _Fused.keep(ctx, u, v, [scale, bias], again, of_units.mul_(scale), units, lengths, of_numbers)
+        of_a = slope @ b if of_u or of_scale else None
+        of_numbers = (a * of_a).sum() / n if of_scale else None, slope.sum() / n if of_bias else None
+        factor = scale / n
+        of_units = of_a.mul_(factor) if of_u else None, (slope.T @ a).mul_(factor) if of_v else None
+        _Fused.keep(ctx, again, (u, v, scale, bias), of_units, units, lengths, of_numbers)
         return value

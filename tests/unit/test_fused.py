@@ -9,6 +9,7 @@ from test_tiled import saved_bytes, value_and_gradients, views
 from torch.utils.checkpoint import checkpoint
 
 from companion import losses
+from companion.errors import CompanionError
 from companion.losses import _gather, fused, tiled
 from companion.similarity import arc_length, cosine
 
@@ -225,6 +226,78 @@ def test_what_processes_divide_is_not_few(monkeypatch):
         assert not in_one_step(losses.info_nce(u, v, temperature=0.2))
         monkeypatch.setitem(tiled.LARGEST, "cpu", 64)
         assert in_one_step(losses.info_nce(u, v, temperature=0.2))
+
+
+def test_embeddings_of_inference_mode(loss):
+    """Of a frozen network, say; they can be in no graph, and need not be."""
+    u, v = views()
+    with torch.inference_mode():
+        frozen = v.clone()
+    leaf = u.clone().requires_grad_()
+    observed = torch.autograd.grad(loss(leaf, frozen), leaf)[0]
+    torch.testing.assert_close(observed, torch.autograd.grad(formula(loss)(leaf, v), leaf)[0], rtol=1e-11, atol=1e-12)
+    assert loss(frozen, frozen).isfinite()
+
+
+def test_what_is_changed_in_place_before_the_backward_pass(loss):
+    u, bank = views()
+    leaf = u.clone().requires_grad_()
+    expected = torch.autograd.grad(loss(leaf, bank), leaf)[0]
+    value = loss(leaf, bank)
+    bank.zero_()
+    assert torch.equal(torch.autograd.grad(value, leaf, retain_graph=True)[0], expected)
+    with pytest.raises(CompanionError, match="changed in place after the loss was computed"):
+        torch.autograd.grad(value, leaf, create_graph=True)
+
+
+def test_only_gradients_that_are_wanted_are_kept():
+    n, d = 32, 64
+    u, v = views(n=n, d=d)
+    for function in (losses.info_nce, losses.clip):
+        bytes_kept = saved_bytes(lambda f=function: f(u.clone().requires_grad_(), v, temperature=0.2))
+        assert bytes_kept == 8 * n * d
+
+
+@pytest.mark.cuda
+def test_on_a_gpu(loss):
+    """Value and gradient, without a wait for the device, and in a CUDA graph."""
+    u, v = views(n=64, d=16)
+    expected = value_and_gradients(loss, [u, v])
+    inputs = [x.cuda().requires_grad_() for x in (u, v)]
+    with losses.unchecked():
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            value = loss(*inputs)
+            found = value.detach(), *torch.autograd.grad(value, inputs)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=1e-9, atol=1e-11)
+    graph = torch.cuda.CUDAGraph()
+    with losses.unchecked(), torch.cuda.graph(graph):
+        value = loss(*inputs)
+        captured = value, *torch.autograd.grad(value, inputs)
+    with torch.no_grad():
+        inputs[0].copy_(v)
+        inputs[1].copy_(u)
+    graph.replay()
+    for a, b in zip(captured, value_and_gradients(loss, [v, u]), strict=True):
+        torch.testing.assert_close(a.detach().cpu(), b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("function", SOFTMAX)
+def test_a_temperature_on_the_cpu_makes_no_gpu_wait(function):
+    u, v = views(n=64, d=16)
+    inputs = [x.cuda().requires_grad_() for x in (u, v)]
+    temperature = torch.tensor(0.2)
+    with losses.unchecked():
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            value = function(*inputs, temperature=temperature)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(value.detach().cpu(), function(u, v, temperature=0.2), rtol=1e-6, atol=0)
 
 
 def test_autocast_changes_nothing(loss):
