@@ -74,6 +74,8 @@ def trial(loss: str, contender: str, sizes: list[int], device: str, autocast: bo
         try:
             before = _reset_peak(device)
             elapsed = seconds(function, inputs, device, autocast)
+            if device == "cuda":  # the first pass of a size may have compiled kernels for it
+                elapsed = seconds(function, inputs, device, autocast)
             held = None if before is None else max(0, _peak(device) - before)
         except torch.OutOfMemoryError:
             break

@@ -9,7 +9,6 @@ turns; what is reported are ratios within a round.
 
 import argparse
 import contextlib
-import copy
 import itertools
 import json
 import multiprocessing
@@ -46,21 +45,21 @@ STEPS = {"cpu": 60, "cuda": 200}  # of a round, and a run
 PATIENCE = 300  # seconds that processes are waited for
 
 
-def one(config: Config, steps: int) -> Callable[[], None]:
-    """What trains ``steps`` batches when it is called."""
+def one(config: Config, steps: int) -> Callable[[], int]:
+    """What trains ``steps`` batches when it is called, and returns how many those were; so do the others below."""
     fabric = Fabric(accelerator=config.accelerator, precision=config.precision, devices=1)
     images = noise(config, steps)
     epoch = steps_of(config, fabric, images, views_of(config, fabric, images).batches)
 
-    def train() -> None:
-        for _ in epoch():
-            pass
+    def train() -> int:
+        taken = sum(1 for _ in epoch())
         synchronise(fabric.device.type)
+        return taken
 
     return train
 
 
-def by_streams(config: Config, steps: int, runs: int) -> Callable[[], None]:
+def by_streams(config: Config, steps: int, runs: int) -> Callable[[], int]:
     """The same of several runs in this process, a step of each in turn; on CUDA each has a stream."""
     fabric = Fabric(accelerator=config.accelerator, precision=config.precision, devices=1)
     images, on_cuda = noise(config, steps), fabric.device.type == "cuda"
@@ -68,36 +67,42 @@ def by_streams(config: Config, steps: int, runs: int) -> Callable[[], None]:
     streams = [torch.cuda.Stream() if on_cuda else None for _ in range(runs)]
     synchronise(fabric.device.type)  # what was made on the stream in use is used on others
 
-    def train() -> None:
-        steps_of_each = [epoch() for epoch in epochs]
+    def train() -> int:
+        steps_of_each, taken = [epoch() for epoch in epochs], 0
         for _ in range(steps):
             for stream, its in zip(streams, steps_of_each, strict=True):
                 with torch.cuda.stream(stream):  # None: the one in use
                     next(its)
+                taken += 1
         synchronise(fabric.device.type)
+        return taken
 
     return train
 
 
 class _Loss(nn.Module):
-    """A method whose forward pass is its loss, which is what torch.func calls."""
+    """A method whose forward pass is its loss, which is what torch.func calls; its precision does not reach the
+    backward pass."""
 
-    def __init__(self, method):
+    def __init__(self, method, fabric: Fabric):
         super().__init__()
-        self.method = method
+        self.method, self.autocast = method, fabric.autocast
+        for module in method.modules():  # under vmap torch's batch norm takes no other precision than its weights'
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.register_forward_pre_hook(lambda module, inputs: tuple(x.float() for x in inputs))
 
     def forward(self, *batch):
-        with losses.plain():
+        with losses.plain(), self.autocast():
             return self.method.loss(Batch(*batch))
 
 
-def stacked(config: Config, steps: int, runs: int) -> Callable[[], None]:
+def stacked(config: Config, steps: int, runs: int) -> Callable[[], int]:
     """The same of several runs as one: their parameters are stacked, and one step trains all."""
     fabric = Fabric(accelerator=config.accelerator, precision=config.precision, devices=1)
     images, device = noise(config, steps), fabric.device
-    modules = [_Loss(network(config, images).to(device)).train() for _ in range(runs)]
+    modules = [_Loss(network(config, images).to(device), fabric).train() for _ in range(runs)]
     parameters, buffers = stack_module_state(modules)
-    base = copy.deepcopy(modules[0])
+    base = modules[0]
     owner = nn.Module()  # for the optimiser, which asks a module for its parameters
     owner.stack = nn.ParameterList(parameters.values())
     parameters = dict(zip(parameters, owner.stack, strict=True))
@@ -105,33 +110,35 @@ def stacked(config: Config, steps: int, runs: int) -> Callable[[], None]:
     slopes = torch.vmap(grad(lambda own, state, *batch: functional_call(base, (own, state), batch)))
     sources, epochs = [views_of(config, fabric, images) for _ in range(runs)], itertools.count()
 
-    def train() -> None:
-        number = next(epochs)
+    def train() -> int:
+        number, taken = next(epochs), 0
         for batches in zip(*(source.batches(number) for source in sources), strict=True):
-            with fabric.autocast():
-                found = slopes(parameters, buffers, *(torch.stack(parts) for parts in zip(*batches, strict=True)))
+            found = slopes(parameters, buffers, *(torch.stack(parts) for parts in zip(*batches, strict=True)))
             for name, parameter in parameters.items():
                 parameter.grad = found[name]
             optimizer.step()
+            taken += runs
         synchronise(device.type)
+        return taken
 
     return train
 
 
 @contextlib.contextmanager
-def by_processes(config: Config, steps: int, runs: int) -> Iterator[Callable[[], None]]:
+def by_processes(config: Config, steps: int, runs: int) -> Iterator[Callable[[], int]]:
     """The same of several runs, each in a process with one thread, which live as long as the context.
 
     Raises:
         CompanionError: by what it yields, if one of them has died.
     """
     spawn = multiprocessing.get_context("spawn")
-    gate = spawn.Barrier(runs + 1)
-    workers = [spawn.Process(target=_worker, args=(config, steps, gate), daemon=True) for _ in range(runs)]
+    gate, taken = spawn.Barrier(runs + 1), spawn.Value("q", 0)
+    workers = [spawn.Process(target=_worker, args=(config, steps, gate, taken), daemon=True) for _ in range(runs)]
     for worker in workers:
         worker.start()
 
-    def train() -> None:
+    def train() -> int:
+        before = taken.value
         try:
             for _ in range(2):  # start and end of an epoch
                 gate.wait(PATIENCE)
@@ -140,6 +147,7 @@ def by_processes(config: Config, steps: int, runs: int) -> Iterator[Callable[[],
                 f"One of {runs} processes that train at once has died or hangs: is there memory for so many? Ask for "
                 "fewer by --runs."
             ) from error
+        return taken.value - before
 
     try:
         yield train
@@ -150,14 +158,16 @@ def by_processes(config: Config, steps: int, runs: int) -> Iterator[Callable[[],
             worker.kill()
 
 
-def _worker(config: Config, steps: int, gate) -> None:
+def _worker(config: Config, steps: int, gate, taken) -> None:
     torch.set_num_threads(1)
     torch.backends.cudnn.benchmark = True
     try:
         train = one(config, steps)
         while True:
             gate.wait()
-            train()
+            steps_taken = train()
+            with taken.get_lock():
+                taken.value += steps_taken
             gate.wait()
     except threading.BrokenBarrierError:
         return  # it is over

@@ -1,5 +1,6 @@
 """The benchmark of several trainings at once: every contender trains what it says. Times decide nothing here."""
 
+import contextlib
 import json
 
 import pytest
@@ -35,15 +36,15 @@ def made(monkeypatch):
 
 
 def test_every_run_takes_as_many_steps(made):
-    bench.one(TINY, STEPS)()
+    assert bench.one(TINY, STEPS)() == STEPS
     assert [optimizer.steps for optimizer, _ in made] == [STEPS]
     made.clear()
     train = bench.by_streams(TINY, STEPS, 3)
     for epochs in (1, 2):
-        train()
+        assert train() == 3 * STEPS
         assert [optimizer.steps for optimizer, _ in made] == [epochs * STEPS] * 3
     made.clear()
-    bench.stacked(TINY, STEPS, 3)()
+    assert bench.stacked(TINY, STEPS, 3)() == 3 * STEPS
     assert [optimizer.steps for optimizer, _ in made] == [STEPS]
 
 
@@ -63,16 +64,53 @@ def test_stacked_runs_learn_what_one_run_learns(made):
             assert (its - alone).norm() <= 1e-3 * moved + 1e-6
 
 
+def test_stacked_runs_learn_in_half_precision_too(made):
+    train = bench.stacked(TINY.replace(precision="bf16-mixed"), STEPS, 2)
+    before = [x.detach().clone() for x in made[0][1]]
+    train()
+    assert all(x.isfinite().all() and x.dtype == torch.float32 for x in made[0][1])
+    assert any((x != start).any() for x, start in zip(made[0][1], before, strict=True))
+
+
 def test_runs_by_processes_start_and_end_together():
     with bench.by_processes(TINY, STEPS, 2) as train:
-        train()
-        train()
+        assert [train(), train()] == [2 * STEPS] * 2
 
 
 def test_a_process_that_dies_is_told():
     told = pytest.raises(CompanionError, match="One of 2 processes that train at once has died")
     with bench.by_processes(TINY, -1, 2) as train, told:  # of so few steps there are no images
         train()
+
+
+def test_rounds_are_timed_with_their_threads_and_the_first_is_left_out(monkeypatch):
+    called, now = [], 0.0
+
+    def contender(name, seconds):
+        def train():
+            nonlocal now
+            called.append((name, torch.get_num_threads()))
+            now += seconds if len(called) > 4 else 100.0  # the first round
+
+        return train
+
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: now)
+    ones = iter([contender(bench.ONE, 1.0), contender(bench.THREADS, 2.0)])
+    monkeypatch.setattr(bench, "one", lambda *_: next(ones))
+    monkeypatch.setattr(bench, "by_processes", lambda *_: contextlib.nullcontext(contender(bench.PROCESSES, 3.0)))
+    monkeypatch.setattr(bench, "stacked", lambda *_: contender(bench.STACKED, 4.0))
+    before = torch.get_num_threads()
+    try:
+        times = bench.measure(TINY, STEPS, 2, 2, 5)
+    finally:
+        torch.set_num_threads(before)
+    assert times == {
+        bench.ONE: [1.0] * 2,
+        bench.PROCESSES: [3.0] * 2,
+        bench.THREADS: [2.0] * 2,
+        bench.STACKED: [4.0] * 2,
+    }
+    assert called == [(bench.ONE, 1), (bench.PROCESSES, 1), (bench.THREADS, 5), (bench.STACKED, 5)] * 3
 
 
 def test_views_of_all_runs_are_counted():

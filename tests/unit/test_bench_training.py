@@ -39,6 +39,15 @@ def test_every_contender_trains_its_own_network_for_as_many_steps(tmp_path, monk
         assert all((a != b).any() for a, b in zip(after, before, strict=True) if a.ndim > 1)
 
 
+def test_views_are_of_the_images_size_and_files_are_read_by_workers(tmp_path):
+    fabric, images = bench.Fabric(accelerator="cpu", devices=1), bench.noise(TINY, 2)
+    assert images.images.shape == (16, 3, 8, 8)
+    views = bench.views_of(TINY, fabric, images)
+    assert [batch.first.shape for batch in views.batches(0)] == [(8, 3, 8, 8)] * 2
+    assert views.workers == 0
+    assert bench.views_of(TINY, fabric, images, 3).workers == 3
+
+
 def test_the_usual_views_are_two_different_ones_of_one_image():
     image = Image.fromarray(torch.randint(256, (8, 8, 3), dtype=torch.uint8).numpy())
     first, second, _ = bench.TwoCrops([image], SimCLR(), 8)[0]

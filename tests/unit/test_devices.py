@@ -209,7 +209,7 @@ def test_a_smoke_run_on_a_gpu(tiny, results, method):
     assert u.device == v.device == y.device == torch.device("cpu")
     assert found.history["loss"].iloc[-1] < found.history["loss"].iloc[0]
     near = run(config.replace(accelerator="cpu")).history["loss"].iloc[0]
-    assert found.history["loss"].iloc[0] == pytest.approx(near, rel=0.2)  # other draws, the same problem
+    assert found.history["loss"].iloc[0] == pytest.approx(near, rel=0.2, abs=0.05)  # other draws, the same problem
 
 
 @pytest.mark.cuda
@@ -235,13 +235,14 @@ def test_a_stopped_run_resumes_on_a_gpu(tiny, results, tmp_path, monkeypatch):
         patch.setattr("companion.training.methods.base.Method.after_step", stop)
         with pytest.raises(KeyboardInterrupt):
             run(config)
-    assert run(config).metrics == pytest.approx(whole.metrics, abs=0.05)
+    assert run(config).metrics == pytest.approx(whole.metrics, abs=0.06)  # one of twenty images is .05
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("method", [Contrastive(vrns=30), Contrastive(loss="clip", loss_batch_size=8), Supervised()])
 def test_a_captured_step_trains_like_an_ordinary_one(tiny, results, method, monkeypatch):
-    config = tiny.replace(accelerator="cuda", method=method)
+    # At the usual rate a difference of 1e-5, as kernels of another order make, is one of 2 % after six steps.
+    config = tiny.replace(accelerator="cuda", method=method, learning_rate=1e-3)
     captured = run(config).history
     monkeypatch.setenv("CONTRASTIVE_RESULTS", str(results / "ordinary"))
     monkeypatch.setattr("companion.training.methods.base.Method.static", False)

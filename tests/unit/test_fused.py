@@ -15,7 +15,7 @@ from companion.similarity import arc_length, cosine
 
 SOFTMAX = [losses.info_nce, losses.clip, losses.nt_xent, losses.dcl]
 CASES = {function.__name__: partial(function, temperature=0.2) for function in SOFTMAX}
-CASES |= {f"{function.__name__}, τ low": partial(function, temperature=0.004) for function in SOFTMAX}
+CASES |= {f"{function.__name__}, τ low": partial(function, temperature=0.0012) for function in SOFTMAX}
 CASES["siglip"] = partial(losses.siglip, scale=10, bias=-3)
 
 
@@ -116,8 +116,30 @@ def test_a_solved_batch_keeps_its_digits(loss):
     """log(1 + e^x) of a far negative x, and of one beyond which torch's softplus is linear unless told."""
     u = torch.eye(6, dtype=torch.float64)
     assert_equal(loss, [u, u + 1e-3 * views(n=6, d=6)[0]], atol=0)
-    for bias in (-60, 25, 45, 300):
+    for bias in (-60, 25, 33, 45, 300):
         assert_equal(lambda u, v, b=bias: losses.siglip(u, v, scale=1, bias=b), views(), rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("function", [losses.info_nce, losses.clip, losses.nt_xent])
+def test_where_a_softplus_is_almost_linear(function):
+    """Opposite positives: x near 30 of log(1 + e^x), whose last digits torch's own softplus leaves out."""
+    u = views(n=3)[0]
+    for temperature in (0.08, 0.06):
+        assert_equal(lambda u, t=temperature: function(u, -u, temperature=t), [u], rtol=1e-14, atol=1e-15)
+
+
+def test_ways_that_are_fast_are_taken(monkeypatch):
+    u, v = (x.requires_grad_() for x in views())
+    monkeypatch.setattr(torch.Tensor, "amax", lambda *given, **options: pytest.fail("a pass for the maximum"))
+    losses.nt_xent(u, v, temperature=0.2)  # whose exponentials are bounded
+    with pytest.raises(pytest.fail.Exception, match="maximum"):
+        losses.nt_xent(u, v, temperature=0.0012)
+    applied = []
+    apply = losses._inputs._UnitLength.apply
+    monkeypatch.setattr(losses._inputs._UnitLength, "apply", lambda z: applied.append(z) or apply(z))
+    losses.dhel(u, v, temperature=0.2)
+    losses.spectral(u, v, similarity=arc_length)
+    assert len(applied) == 4
 
 
 def test_only_what_is_wanted(loss):
@@ -273,7 +295,8 @@ def test_on_a_gpu(loss):
             torch.cuda.set_sync_debug_mode("default")
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a.cpu(), b, rtol=1e-9, atol=1e-11)
-    graph = torch.cuda.CUDAGraph()
+    # Fresh leaves: what sums up the gradients of the old ones belongs to the stream that they were first used on.
+    inputs, graph = [x.detach().clone().requires_grad_() for x in inputs], torch.cuda.CUDAGraph()
     with losses.unchecked(), torch.cuda.graph(graph):
         value = loss(*inputs)
         captured = value, *torch.autograd.grad(value, inputs)

@@ -266,3 +266,23 @@ def test_bad_tile(name, tile):
 def test_finite_values_whose_sum_overflows_are_finite():
     z = torch.full((8, 4), 6e4, dtype=torch.float16)
     assert torch.isfinite(losses.nt_xent(z, z, temperature=0.2))
+
+
+@pytest.mark.parametrize(
+    ("positional", "named", "message"),
+    [
+        (3, {"temperature": 0.2}, "too many positional arguments"),
+        (2, {"u": U, "temperature": 0.2}, "multiple values for argument 'u'"),
+        (1, {"temperature": 0.2}, "missing a required argument: 'v'"),
+        (2, {}, "missing a required argument: 'temperature'"),
+        (2, {"temperature": 0.2, "weights": None}, "unexpected keyword argument 'weights'"),
+    ],
+)
+def test_arguments_are_bound_as_python_binds_them(positional, named, message):
+    with pytest.raises(TypeError, match=message):
+        losses.info_nce(*[U] * positional, **named)
+
+
+def test_a_number_is_one_number_inside_of_unchecked_too():
+    with losses.unchecked(), pytest.raises(CompanionError, match="expected a number, or a tensor that holds one"):
+        losses.nt_xent(U, U, temperature=torch.tensor([0.2, 0.3]))
