@@ -4,7 +4,7 @@
 ``z`` is (n, d) with labels ``y`` (n,), N in the notebooks. Every loss L2-normalises inside
 (except with Euclidean similarity), computes in float32 or better whatever autocast says, and returns a scalar: the mean
 over anchors. Hyperparameters are keyword-only. Input is checked, except inside :func:`unchecked`. Few pairs
-are computed as one matrix, some losses with their gradient in one step (:mod:`companion.losses.fused`), many in tiles
+are computed as one matrix, some losses with their gradient in one step (``companion/losses/fused.py``), many in tiles
 (:mod:`companion.losses.tiled`).
 """
 

@@ -87,7 +87,8 @@ def divided():
 def without_autocast(x: Tensor):
     """On the device of x; nothing where there is none, since small batches would feel that."""
     device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else contextlib.nullcontext()
 
 
 def is_divided() -> bool:
@@ -158,7 +159,8 @@ def loss(function=None, *, prepare: bool = True, fused=None, **checks):
     embeddings have one dtype, float32 or float64; autocast is off; `temperature` is positive; a hyperparameter with a
     check of :mod:`companion.errors` has passed it, and holds one number if it is a tensor; `similarity` is a
     :class:`~companion.similarity.Similarity`; `tile` is None or a positive whole number. Inside :func:`unchecked`
-    nothing has looked at the values of tensors.
+    nothing has looked at the values of tensors. What ``fused`` makes of the function and its arguments, unless it is
+    None, is the loss, and the function is not called.
     """
     if function is None:
         return functools.partial(loss, prepare=prepare, fused=fused, **checks)
