@@ -74,7 +74,7 @@ def picture(renderer, encoded: str, kind: str, alt: str) -> nodes.image:
     name = hashlib.sha256(content).hexdigest()
     if kind == "png":
         smaller = io.BytesIO()
-        PIL.Image.open(io.BytesIO(content)).save(smaller, "WEBP", lossless=True, method=4)
+        PIL.Image.open(io.BytesIO(content)).save(smaller, "WEBP", lossless=True, quality=100, method=4)
         content, kind = smaller.getvalue(), "webp"
     return nodes.image(uri=renderer.write_file([f"{name}.{kind}"], content, exists_ok=True), alt=alt)
 
