@@ -131,9 +131,7 @@ def main(arguments: list[str] | None = None) -> Path:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--sizes", type=int, nargs="+", help="instances n, growing")
     parser.add_argument("--large", type=int, help="n of the one large run; 0 leaves it out")
-    chosen = parser.parse_args(arguments)
-    if chosen.device == "cuda" and not torch.cuda.is_available():
-        raise CompanionError("--device cuda: torch sees no CUDA device here. Leave the option out for the CPU.")
+    chosen = parsed(parser, arguments)
     sizes = sorted(chosen.sizes or SIZES[chosen.device])
     if sizes[0] < 2:
         raise CompanionError(f"--sizes holds {sizes[0]}: expected at least 2 instances.")
@@ -169,11 +167,29 @@ def main(arguments: list[str] | None = None) -> Path:
                 bar.update()
     results["goals"] = report.goals(results) if where == ("cpu", False) and chosen.threads == 1 else []
 
-    path = paths.results() / "bench" / (chosen.device + ("-autocast" if chosen.autocast else "") + ".md")
-    store.write(path.with_suffix(".json"), json.dumps(results, indent=1))
-    store.write(path, report.table(results))
+    path = written(chosen.device + ("-autocast" if chosen.autocast else ""), results, report.table(results))
     report.figure(results, path.with_suffix(".png"))
-    print(report.table(results))
+    return path
+
+
+def parsed(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """The arguments of a benchmark, whose device is there.
+
+    Raises:
+        CompanionError: if it is not.
+    """
+    chosen = parser.parse_args(arguments)
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        raise CompanionError("--device cuda: torch sees no CUDA device here. Leave the option out for the CPU.")
+    return chosen
+
+
+def written(name: str, results: dict, table: str) -> Path:
+    """Write the results as JSON, and their table, which is printed too; return the table's path."""
+    path = paths.results() / "bench" / f"{name}.md"
+    store.write(path.with_suffix(".json"), json.dumps(results, indent=1))
+    store.write(path, table)
+    print(table)
     return path
 
 

@@ -10,7 +10,6 @@ turns; what is reported are ratios within a round.
 import argparse
 import contextlib
 import itertools
-import json
 import multiprocessing
 import os
 import statistics
@@ -24,23 +23,18 @@ from lightning_fabric import Fabric
 from torch import nn
 from torch.func import functional_call, grad, stack_module_state
 
-from companion import losses, paths, store
-from companion.bench.contenders import TEMPERATURE
-from companion.bench.measure import machine, synchronise
+from companion import losses
+from companion.bench.measure import parsed, synchronise, written
 from companion.bench.report import ratios, spread
-from companion.bench.training import VIEWS, network, noise, steps_of, views_of
+from companion.bench.training import config_of, described, network, noise, steps_of, views_of
 from companion.errors import CompanionError, whole
-from companion.training import Config, Contrastive
+from companion.training import Config
 from companion.training.loop import optimizer_of
 from companion.training.methods import Batch
 from companion.training.progress import bar
 
 ONE, THREADS, PROCESSES = "one run", "one run, all threads", "a process each"
 STREAMS, STACKED = "a stream each", "stacked by vmap"
-SETTINGS = {
-    "cpu": {"image_size": 16},
-    "cuda": {"image_size": 32, "encoder": "resnet18", "precision": "bf16-mixed"},
-}
 STEPS = {"cpu": 60, "cuda": 200}  # of a round, and a run
 PATIENCE = 300  # seconds that processes are waited for
 
@@ -224,35 +218,25 @@ def main(arguments: list[str] | None = None) -> Path:
     parser.add_argument("--runs", type=int, help="runs at once (default: the cores of a CPU, 4 on CUDA)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch-size", type=int, default=32)
-    chosen = parser.parse_args(arguments)
-    if chosen.device == "cuda" and not torch.cuda.is_available():
-        raise CompanionError("--device cuda: torch sees no CUDA device here. Leave the option out for the CPU.")
+    chosen = parsed(parser, arguments)
     threads = len(os.sched_getaffinity(0))
     runs = {"cpu": max(2, threads), "cuda": 4}[chosen.device] if chosen.runs is None else chosen.runs
     runs, rounds = whole(runs, "--runs", least=2), whole(chosen.rounds, "--rounds", least=1)
     steps = STEPS[chosen.device]
-    config = Config(
-        accelerator=chosen.device, batch_size=chosen.batch_size, n_train=steps * chosen.batch_size,
-        method=Contrastive(temperature=TEMPERATURE), augmentation=VIEWS, **SETTINGS[chosen.device],
-    )  # fmt: skip
+    config = config_of(chosen.device, steps, chosen.batch_size)
     before = torch.get_num_threads()
     torch.backends.cudnn.benchmark = True  # as in every training
     try:
         times = measure(config, steps, runs, rounds, threads)
     finally:
         torch.set_num_threads(before)
-    described = ("encoder", "image_size", "batch_size", "precision")
     results = {
-        "machine": machine(chosen.device, threads) | {name: getattr(config, name) for name in described},
+        "machine": described(config, threads),
         "runs": runs,
         "views": 2 * steps * config.batch_size,
         "times": times,
     }
-    path = paths.results() / "bench" / f"together-{chosen.device}.md"
-    store.write(path.with_suffix(".json"), json.dumps(results, indent=1))
-    store.write(path, table(results))
-    print(table(results))
-    return path
+    return written(f"together-{chosen.device}", results, table(results))
 
 
 if __name__ == "__main__":

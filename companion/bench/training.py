@@ -11,7 +11,6 @@ does falls on all of them alike; what is reported are ratios within a round.
 import argparse
 import collections
 import itertools
-import json
 import os
 import statistics
 import tempfile
@@ -26,11 +25,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from companion import paths, store
 from companion.bench.contenders import TEMPERATURE, usual_formula
-from companion.bench.measure import machine, synchronise
+from companion.bench.measure import machine, parsed, synchronise, written
 from companion.bench.report import ratios, spread
-from companion.errors import CompanionError, whole
+from companion.errors import whole
 from companion.training import Config, Contrastive, SimCLR
 from companion.training.data import FileSplit, Split
 from companion.training.loop import optimizer_of, seeded, set_up
@@ -203,14 +201,10 @@ def main(arguments: list[str] | None = None) -> Path:
     parser.add_argument("--workers", type=int, help="worker processes (default: as many as threads)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch-size", type=int)
-    chosen = parser.parse_args(arguments)
-    if chosen.device == "cuda" and not torch.cuda.is_available():
-        raise CompanionError("--device cuda: torch sees no CUDA device here. Leave the option out for the CPU.")
+    chosen = parsed(parser, arguments)
     workers = chosen.threads if chosen.workers is None else whole(chosen.workers, "--workers", least=0)
     rounds, steps = whole(chosen.rounds, "--rounds", least=1), STEPS[chosen.device]
-    settings = SETTINGS[chosen.device] | ({} if chosen.batch_size is None else {"batch_size": chosen.batch_size})
-    settings |= {"method": Contrastive(temperature=TEMPERATURE), "augmentation": VIEWS}
-    config = Config(accelerator=chosen.device, n_train=steps * settings["batch_size"], **settings)
+    config = config_of(chosen.device, steps, chosen.batch_size)
     before = torch.get_num_threads()
     torch.set_num_threads(whole(chosen.threads, "--threads", least=1))
     torch.backends.cudnn.benchmark = True  # as in every training
@@ -230,20 +224,29 @@ def main(arguments: list[str] | None = None) -> Path:
     finally:
         torch.set_num_threads(before)
     times = {name: rest for name, (_, *rest) in times.items()}  # the first round warms up
-    described = ("encoder", "image_size", "batch_size", "precision")
     results = {
-        "machine": machine(chosen.device, chosen.threads)
-        | {"workers": workers}
-        | {name: getattr(config, name) for name in described},
+        "machine": described(config, chosen.threads) | {"workers": workers},
         "views": 2 * steps * config.batch_size,
         "times": times,
         "goals": goals(times, chosen.device),
     }
-    path = paths.results() / "bench" / f"training-{chosen.device}.md"
-    store.write(path.with_suffix(".json"), json.dumps(results, indent=1))
-    store.write(path, table(results))
-    print(table(results))
-    return path
+    return written(f"training-{chosen.device}", results, table(results))
+
+
+def config_of(device: str, steps: int, batch_size: int | None) -> Config:
+    """What is trained on this device, with as many images as ``steps`` batches of that size take; None: the usual
+    size."""
+    settings = SETTINGS[device] | ({} if batch_size is None else {"batch_size": batch_size})
+    return Config(
+        accelerator=device, n_train=steps * settings["batch_size"], method=Contrastive(temperature=TEMPERATURE),
+        augmentation=VIEWS, **settings,
+    )  # fmt: skip
+
+
+def described(config: Config, threads: int) -> dict:
+    """What it ran on, and what was trained."""
+    names = ("encoder", "image_size", "batch_size", "precision")
+    return machine(config.accelerator, threads) | {name: getattr(config, name) for name in names}
 
 
 if __name__ == "__main__":

@@ -235,7 +235,7 @@ def test_a_stopped_run_resumes_on_a_gpu(tiny, results, tmp_path, monkeypatch):
         patch.setattr("companion.training.methods.base.Method.after_step", stop)
         with pytest.raises(KeyboardInterrupt):
             run(config)
-    assert run(config).metrics == pytest.approx(whole.metrics, abs=0.06)  # one of twenty images is .05
+    assert run(config).metrics == pytest.approx(whole.metrics, abs=0.05 + 1e-9)  # one of twenty images
 
 
 @pytest.mark.cuda
