@@ -96,8 +96,8 @@ def is_divided() -> bool:
     return _divided.get()
 
 
-def check_embeddings(name: str, z: Tensor, *, least: int = 2) -> None:
-    """Raise a :class:`CompanionError` unless ``z`` is (n, d), floating point, finite, with n >= ``least``."""
+def _check_form(name: str, z: Tensor, least: int) -> None:
+    """Raise a :class:`CompanionError` unless ``z`` is (n, d), floating point, with n >= ``least``."""
     if not isinstance(z, Tensor):
         raise CompanionError(f"{name} is a {type(z).__name__}: expected a torch.Tensor of shape (n, d).")
     if z.ndim != 2:
@@ -108,6 +108,9 @@ def check_embeddings(name: str, z: Tensor, *, least: int = 2) -> None:
         raise CompanionError(f"{name} has {z.shape[0]} rows: expected at least {least}, or there is no negative pair.")
     if z.shape[1] < 1:
         raise CompanionError(f"{name} has shape {tuple(z.shape)}: expected embeddings of at least one dimension.")
+
+
+def _check_finite(name: str, z: Tensor) -> None:
     # A sum is the fastest look; whether one that is not finite has only overflowed, the values themselves say.
     if not math.isfinite(z.detach().sum()) and not torch.isfinite(z).all():
         bad = (~torch.isfinite(z)).any(dim=1).sum().item()
@@ -117,17 +120,23 @@ def check_embeddings(name: str, z: Tensor, *, least: int = 2) -> None:
         )
 
 
-def check_views(u: Tensor, v: Tensor, *, least: int = 2) -> None:
-    """Raise unless ``u`` and ``v`` are sound embeddings of one shape on one device, with n >= ``least``."""
-    check_embeddings("u", u, least=least)
-    check_embeddings("v", v, least=least)
+def check_views(u: Tensor, v: Tensor) -> None:
+    """Raise unless ``u`` and ``v`` are finite embeddings of one shape on one device, of at least two instances."""
+    _check_views(u, v, least=2)
+    _check_finite("u", u)
+    _check_finite("v", v)
+
+
+def _check_views(u: Tensor, v: Tensor, least: int) -> None:
+    _check_form("u", u, least)
+    _check_form("v", v, least)
     if u.shape != v.shape:
         raise CompanionError(f"u has shape {tuple(u.shape)} and v {tuple(v.shape)}: expected two views of one shape.")
     if u.device != v.device:
         raise CompanionError(f"u lies on {u.device} and v on {v.device}: move both to one device.")
 
 
-def check_labels(y: Tensor, z: Tensor) -> None:
+def _check_labels(y: Tensor, z: Tensor) -> None:
     """Raise unless ``y`` holds one whole number for each row of ``z``, on its device."""
     if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex():
         given = f"dtype {y.dtype}" if isinstance(y, Tensor) else f"type {type(y).__name__}"
@@ -140,9 +149,9 @@ def check_labels(y: Tensor, z: Tensor) -> None:
         raise CompanionError(f"y lies on {y.device} and the embeddings on {z.device}: move both to one device.")
 
 
-def check_queue(queue: Tensor, u: Tensor) -> None:
-    """Raise unless ``queue`` holds at least one sound embedding of the dimension and on the device of ``u``."""
-    check_embeddings("queue", queue, least=1)
+def _check_queue(queue: Tensor, u: Tensor) -> None:
+    """Raise unless ``queue`` holds at least one embedding of the dimension and on the device of ``u``."""
+    _check_form("queue", queue, least=1)
     if queue.shape[1] != u.shape[1] or queue.device != u.device:
         raise CompanionError(
             f"queue has shape {tuple(queue.shape)} on {queue.device}: expected (k, {u.shape[1]}) on {u.device}."
@@ -177,8 +186,9 @@ def loss(function=None, *, prepare: bool = True, fused=None, **checks):
         arguments |= kwargs
         if not required <= arguments.keys() <= signature.parameters.keys() or len(arguments) < n:
             signature.bind(*args, **kwargs)
-        if _checking.get():
-            _check(arguments)
+        checking = _checking.get()
+        if checking:
+            _check_forms(arguments)
         for name, check in checks.items():
             if name in arguments:
                 arguments[name] = _one_number(arguments[name], name, check)
@@ -191,7 +201,12 @@ def loss(function=None, *, prepare: bool = True, fused=None, **checks):
         with without_autocast(arguments[given[0]]):
             for name in given:
                 arguments[name] = arguments[name].to(dtype)
-            if fused is not None and (value := fused(function, arguments)) is not None:
+            value = None if fused is None else fused(function, arguments)
+            # One look at a value that every embedding goes into is less than a look at each of them.
+            if checking and (value is None or not math.isfinite(value.detach())):
+                for name in given:
+                    _check_finite(name, arguments[name])
+            if value is not None:
                 return value
             similarity = arguments.get("similarity", cosine if "similarity" in signature.parameters else None)
             if prepare and similarity is not None and similarity.pairwise and not is_plain():  # once for all uses
@@ -203,16 +218,17 @@ def loss(function=None, *, prepare: bool = True, fused=None, **checks):
     return checked
 
 
-def _check(arguments: dict) -> None:
+def _check_forms(arguments: dict) -> None:
+    """Of embeddings and labels, whose values are not looked at."""
     queued = arguments.get("queue") is not None
     if "u" in arguments:
-        check_views(arguments["u"], arguments["v"], least=1 if queued else 2)
+        _check_views(arguments["u"], arguments["v"], least=1 if queued else 2)
     else:
-        check_embeddings("z", arguments["z"])
+        _check_form("z", arguments["z"], least=2)
     if arguments.get("y") is not None:
-        check_labels(arguments["y"], arguments.get("z", arguments.get("u")))
+        _check_labels(arguments["y"], arguments.get("z", arguments.get("u")))
     if queued:
-        check_queue(arguments["queue"], arguments["u"])
+        _check_queue(arguments["queue"], arguments["u"])
 
 
 def _one_number(value, name: str, check):

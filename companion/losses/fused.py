@@ -178,8 +178,8 @@ class _Softmax(_Fused):
         else:
             slope.mul_(rows).add_(slope.T.clone())
         of_twins = share.view(2, n).sum(dim=0) if all_views or both_ways else share
-        for pairs in twins:
-            pairs.copy_(of_twins).neg_()
+        for pairs in twins:  # until here 0
+            pairs.sub_(of_twins)
         of_a = slope @ b if of_u or of_temperature or all_views else None
         of_temperature = -(a * of_a).sum() / temperature if of_temperature else None
         if all_views:  # where each pair was counted twice
