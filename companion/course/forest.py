@@ -68,8 +68,8 @@ def _row(axes: Axes, row: int, claim: Claim, record: dict | None, reference: dic
 
 
 def _wrapped(text: str, width: int) -> str:
-    """Two lines at most; an equation is not torn."""
-    return "\n".join(textwrap.wrap(text.replace(" = ", "\u00a0=\u00a0"), width)[:2])
+    """Lines, of which two have room in a row; an equation is not torn."""
+    return "\n".join(textwrap.wrap(text.replace(" = ", "\u00a0=\u00a0"), width))
 
 
 def _scale(claim: Claim, seen: list[Observed]):

@@ -531,6 +531,17 @@ def test_the_forest_plot_says_what_was_published_and_tears_no_equation():
     assert found.count("\n") == 1
 
 
+def test_every_claim_has_room_in_its_row_of_the_forest_plot():
+    claims = list(load().values())
+    axes, _ = drawn(*claims, records={claim.id: record(0.5, 0.4, 0.6) for claim in claims})
+    lines = {"".join(text.get_text().split()): text.get_text().count("\n") + 1 for text in axes.texts}
+    for claim in claims:
+        assert lines["".join(claim.statement.split())] <= 2, claim.id
+        published = f"published: {claim.paper}" if claim.paper else ""
+        numbers = "".join(f"0.500 [0.400, 0.600], n = 3{published}".split())
+        assert lines[numbers] <= 3, claim.id  # beside a line of recorded numbers
+
+
 ENDS_AT_ZERO = {
     "companion.images.one_head",  # the theory says ≥ 0, and nothing of a size
     "feeney2023.sincere.repulsion",  # never, so not at all
