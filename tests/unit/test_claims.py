@@ -543,7 +543,6 @@ def test_every_claim_has_room_in_its_row_of_the_forest_plot():
 
 
 ENDS_AT_ZERO = {
-    "companion.images.one_head",  # the theory says ≥ 0, and nothing of a size
     "feeney2023.sincere.repulsion",  # never, so not at all
     "lee2025.fig1.pairs",  # a count
 }
