@@ -8,7 +8,7 @@ from torch import Tensor
 
 from companion import losses
 from companion.errors import CompanionError
-from companion.losses._inputs import check_views
+from companion.losses._inputs import check_embeddings, check_labels, check_views
 from companion.losses.families import pair_gradient
 from companion.similarity import Similarity, cosine, off_diagonal
 
@@ -55,13 +55,15 @@ def variance_parts(u: Tensor, v: Tensor, y: Tensor) -> dict[str, float]:
     Args:
         u: (n, d) first view.
         v: (n, d) second view.
-        y: (n,) class labels 0 … C-1.
+        y: (n,) class labels, whole numbers.
 
     Returns:
         ``same_vs_different``, ``among_class_pairs``, ``within_class_pairs``, which add up to ``total``.
     """
+    check_views(u, v)
+    check_labels(y, u, anywhere=True)
     s = _double(cosine(u, v)).fill_diagonal_(0)  # (n, n); the positives on the diagonal count for nothing
-    member = F.one_hot(y.to(s.device)).double()  # (n, C)
+    member = F.one_hot(y.unique(return_inverse=True)[1].to(s.device)).double()  # (n, C)
     sizes = member.sum(dim=0)  # (C,)
     pairs = sizes[:, None] * sizes - torch.diag(sizes)  # (C, C) negatives in each ordered pair of classes
     sums = member.T @ s @ member  # (C, C)
@@ -101,11 +103,15 @@ def tolerance(z: Tensor, y: Tensor) -> float:
 
     Args:
         z: (n, d) embeddings.
-        y: (n,) labels; at least one class has two members.
+        y: (n,) labels, whole numbers; at least one class has two members.
 
     Raises:
-        CompanionError: if no class has two members.
+        CompanionError: if the embeddings are not (n, d) and finite, there is no label for each, or no class has two
+            members.
     """
+    check_embeddings("z", z)
+    check_labels(y, z)
+    z = z.to(torch.promote_types(z.dtype, torch.float32))  # half precision overflows in the sum
     same = off_diagonal((y[:, None] == y).to(z.dtype))
     if not same.any():
         raise CompanionError(f"All {len(y)} labels differ: expected a class with at least two members.")

@@ -12,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from companion.errors import CompanionError
+
 
 class Similarity:
     """A similarity function of your own, from a function of two (n, d) and (k, d) tensors that returns (n, k).
 
     The losses turn such a function into a `Similarity` themselves: ``nt_xent(u, v, temperature=1, similarity=f)``.
-    With ``tile=`` it is called with parts of the two; what else it uses, such as a learned matrix, gets no gradient.
+    With ``tile=`` it is called with parts of the two, and may use nothing else that is learned.
     """
 
     low, high = -math.inf, math.inf  # what a similarity lies between
@@ -34,12 +36,23 @@ class Similarity:
         return a
 
     def matrix(self, a: Tensor, b: Tensor) -> Tensor:
-        """(n, k) similarities of prepared embeddings."""
-        return self._function(a, b)
+        """(n, k) similarities of prepared embeddings.
+
+        Raises:
+            CompanionError: if a function of your own returns anything else.
+        """
+        s = self._function(a, b)
+        if not isinstance(s, Tensor) or s.shape != (len(a), len(b)):
+            given = f"shape {tuple(s.shape)}" if isinstance(s, Tensor) else f"type {type(s).__name__}"
+            raise CompanionError(
+                f"The similarity of {len(a)} and {len(b)} embeddings has {given}: expected a torch.Tensor of shape "
+                f"{(len(a), len(b))}, of every row of the first with every row of the second."
+            )
+        return s
 
     def pairs(self, a: Tensor, b: Tensor) -> Tensor:
         """(n,) similarities of prepared embeddings, row i with row i."""
-        return torch.vmap(lambda x, y: self.matrix(x[None], y[None])[0, 0])(a, b)
+        return self.matrix(a, b).diagonal()
 
     def logits(self, a: Tensor, b: Tensor, temperature) -> Tensor:
         """(n, k) similarities of prepared embeddings, over τ."""
@@ -58,6 +71,18 @@ class OfPrepared(Similarity):
     def __init__(self, similarity: Similarity):
         for name in ("low", "high", "symmetric", "bilinear", "pairwise", "matrix", "pairs", "logits"):
             setattr(self, name, getattr(similarity, name))
+
+
+class InTiles(Similarity):
+    """A function of your own, called with at most ``tile`` rows at once."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], tile: int):
+        super().__init__(function)
+        self.tile = tile
+
+    def pairs(self, a, b):
+        parts = zip(a.split(self.tile), b.split(self.tile), strict=True)
+        return torch.cat([self.matrix(*part).diagonal() for part in parts])
 
 
 class _Cosine(Similarity):

@@ -1,3 +1,7 @@
-from companion.bench.measure import main
+import sys
 
-main()
+from companion.bench.measure import main
+from companion.errors import command
+
+if __name__ == "__main__":
+    sys.exit(command(main)())

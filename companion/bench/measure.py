@@ -24,7 +24,7 @@ from companion import paths, store
 from companion.bench import report
 from companion.bench.contenders import CONTENDERS, DIMENSION, OURS, TILE
 from companion.bench.report import AUTO
-from companion.errors import CompanionError
+from companion.errors import CompanionError, whole
 from companion.training import progress
 
 SIZES = {"cpu": tuple(2**k for k in range(4, 14)), "cuda": tuple(2**k for k in range(10, 19))}
@@ -137,7 +137,7 @@ def main(arguments: list[str] | None = None) -> Path:
         raise CompanionError(f"--sizes holds {sizes[0]}: expected at least 2 instances.")
     large = LARGE[chosen.device] if chosen.large is None else chosen.large
     where = (chosen.device, chosen.autocast)
-    torch.set_num_threads(chosen.threads)
+    torch.set_num_threads(whole(chosen.threads, "--threads", least=1))
 
     tasks = [(loss, contender, sizes) for loss, contenders in CONTENDERS.items() for contender in contenders]
     tasks += [("nt_xent", AUTO, [large])] if large else []

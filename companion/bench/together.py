@@ -13,6 +13,7 @@ import itertools
 import multiprocessing
 import os
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from companion import losses
 from companion.bench.measure import parsed, synchronise, written
 from companion.bench.report import ratios, spread
 from companion.bench.training import config_of, described, network, noise, steps_of, views_of
-from companion.errors import CompanionError, whole
+from companion.errors import CompanionError, command, whole
 from companion.training import Config
 from companion.training.loop import optimizer_of
 from companion.training.methods import Batch
@@ -240,4 +241,4 @@ def main(arguments: list[str] | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command(main)())

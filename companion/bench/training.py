@@ -13,6 +13,7 @@ import collections
 import itertools
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from torchvision import transforms
 from companion.bench.contenders import TEMPERATURE, usual_formula
 from companion.bench.measure import machine, parsed, synchronise, written
 from companion.bench.report import ratios, spread
-from companion.errors import whole
+from companion.errors import command, whole
 from companion.training import Config, Contrastive, SimCLR
 from companion.training.data import FileSplit, Split
 from companion.training.loop import optimizer_of, seeded, set_up
@@ -250,4 +251,4 @@ def described(config: Config, threads: int) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command(main)())

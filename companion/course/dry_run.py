@@ -29,7 +29,10 @@ with extra("course"):
 
 TRAINERS = ("run", "sweep", "table", "table_of", "train")  # functions of companion.training that train
 SECONDS = 10  # for one statement
-GROW = ("add", "append", "extend", "insert", "setdefault", "update")  # methods that change what they are called on
+CHANGE = (  # methods that change what they are called on
+    "add", "append", "clear", "discard", "extend", "insert", "pop", "popitem", "remove", "reverse", "setdefault",
+    "sort", "update",
+)  # fmt: skip
 
 
 @dataclass
@@ -66,6 +69,13 @@ class Statement:
         return self.binds - self.uses - self.changes if self.defines or isinstance(self.node, ast.Assign) else set()
 
 
+def _root(node: ast.AST) -> str:
+    """The name that attributes are taken of, as ``a`` in ``a.b.c``; empty where it is no name."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
 def _names(node: ast.AST) -> set[str]:
     return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
 
@@ -74,9 +84,9 @@ def _changed(node: ast.AST) -> set[str]:
     """The name whose value changes by ``name[…] = …``, ``name.x = …``, ``name += …`` or ``name.append(…)``."""
     if isinstance(node, ast.AugAssign):
         target = node.target
-    elif isinstance(node, ast.Subscript | ast.Attribute) and isinstance(node.ctx, ast.Store):
+    elif isinstance(node, ast.Subscript | ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del):
         target = node
-    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in GROW:
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CHANGE:
         target = node.func
     else:
         return set()
@@ -111,14 +121,13 @@ def leading_to_training(code: list[Statement]) -> list[tuple[Statement, bool]]:
     Returns:
         Statements, and whether each trains.
     """
-    imports = [node for s in code for node in ast.walk(s.node) if isinstance(node, ast.ImportFrom)]
-    imported = {
-        alias.asname or alias.name: alias.name
-        for node in imports
-        if (node.module or "").startswith("companion")
-        for alias in node.names
-    }
-    direct = {alias for alias, name in imported.items() if name in TRAINERS}
+    imported = {}  # what the notebook calls it → its name
+    for node in (node for s in code for node in ast.walk(s.node) if isinstance(node, ast.Import | ast.ImportFrom)):
+        inside = getattr(node, "module", "") or ""
+        for alias in node.names:
+            if (inside or alias.name).startswith("companion"):
+                imported[alias.asname or (alias.name if inside else alias.name.partition(".")[0])] = alias.name
+    direct = {alias for alias, name in imported.items() if name in TRAINERS} | {x for x in TRAINERS if "*" in imported}
     functions = {s.node.name: s for s in code if isinstance(s.node, ast.FunctionDef | ast.ClassDef)}
 
     def with_functions(names: set[str]) -> set[str]:
@@ -131,12 +140,25 @@ def leading_to_training(code: list[Statement]) -> list[tuple[Statement, bool]]:
 
     def names_trainer(node: ast.AST) -> bool:
         return any(
-            isinstance(part, ast.Attribute) and part.attr in TRAINERS
-            and isinstance(part.value, ast.Name) and part.value.id in imported
+            isinstance(part, ast.Attribute) and part.attr in TRAINERS and _root(part) in imported
             for part in ast.walk(node)
-        )  # fmt: skip
+        )
 
-    training = direct | {name for name, s in functions.items() if names_trainer(s.node)}
+    def hands_on(statement: Statement) -> bool:
+        """Whether it gives another name to what trains, or makes an object whose methods do."""
+        parts = list(ast.walk(statement.node))
+        called = {id(part.func) for part in parts if isinstance(part, ast.Call)}
+        later = [part for part in parts if isinstance(part, ast.Lambda)]
+        handed = [part for part in parts if isinstance(part, ast.Name | ast.Attribute) and id(part) not in called]
+        names = {part.id for part in handed if isinstance(part, ast.Name)}.union(*map(_names, later))
+        made = {name for name, s in functions.items() if isinstance(s.node, ast.ClassDef)} & statement.uses
+        named = [*later, *(part for part in handed if getattr(part, "attr", "") in TRAINERS)]
+        return bool((names | made) & training) or any(map(names_trainer, named))
+
+    training = direct | {name for name, s in functions.items() if names_trainer(s.node) or with_functions({name}) & direct}
+    for statement in code:
+        if not statement.defines and hands_on(statement):
+            training |= statement.binds
     chosen, needed = [], set()
     for statement in reversed(code):
         uses = with_functions(statement.uses)

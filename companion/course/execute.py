@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from companion import paths
+from companion import paths, store
 from companion.course import profiles
 from companion.errors import CompanionError, choose, extra
 
@@ -79,11 +79,11 @@ def execute(notebook: Path, out: Path, parameters: dict) -> list[str]:
         kernel = {"kernel_manager_class": _Kernel, "extra_arguments": QUIET}
         papermill.execute_notebook(notebook, failed, parameters, progress_bar=False, **kernel)
         runs = sorted({line.strip() for line in used})
-    os.replace(failed, out)
     # If a run is deleted, Make sees a missing prerequisite and runs this notebook again.
     prerequisites = [os.path.relpath(paths.runs() / run / "metrics.json") for run in runs]
     rules = [f"{os.path.relpath(out)}: {' '.join(prerequisites)}", *(f"{name}:" for name in prerequisites)]
-    out.with_suffix(".d").write_text("\n".join(rules).replace("#", r"\#") + "\n")
+    store.write(out.with_suffix(".d"), "\n".join(rules).replace("#", r"\#") + "\n")
+    os.replace(failed, out)  # last: a notebook without its prerequisites would count as done whatever becomes of them
     return runs
 
 

@@ -1,6 +1,7 @@
 """The ledger: what each notebook observed of its claims, and what the recorded reference runs found."""
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -236,7 +237,8 @@ def learnt(tables: Iterable[pd.DataFrame]) -> bool:
     the table that does so by most: of a comparison one side must have learnt, or there is nothing to compare."""
     runs = (table.drop_duplicates("key") for table in tables)
     gains = [(table["linear_accuracy"] - table["untrained_accuracy"]).mean() for table in runs]
-    return max(gains) > LEARNT + 1e-9  # a rounding error is no gain
+    known = [gain for gain in gains if not math.isnan(gain)]  # a recorded run may lack its baselines
+    return max(known, default=-math.inf) > LEARNT + 1e-9  # a rounding error is no gain
 
 
 def observed(record: dict) -> Observed:

@@ -53,22 +53,26 @@ def part() -> tuple[int, int]:
     return (dist.get_rank(), world()) if is_divided() and world() > 1 else (0, 1)
 
 
-def check_same(a: Tensor, b: Tensor, tile: int) -> None:
+def check_same(a: Tensor, b: Tensor, tile: int, *hyperparameters) -> None:
     """Raise, in all processes, unless those that divide the pairs of ``a`` and ``b`` have the same of both, as far as
-    some sums tell; nothing is looked at inside :func:`companion.losses.unchecked`."""
+    some sums tell, and the same hyperparameters, numbers or tensors of one; nothing is looked at inside
+    :func:`companion.losses.unchecked`."""
     if part()[1] == 1 or not is_checked():
         return
     wants = [torch.is_grad_enabled() and x.requires_grad for x in (a, b)]
-    numbers = torch.tensor([len(a), len(b), tile, *wants], dtype=torch.float64, device=a.device)
+    counts = [len(a), len(b), tile, *wants]
+    numbers = torch.tensor([*counts, *map(float, hyperparameters)], dtype=torch.float64, device=a.device)
     sums = torch.stack([x for z in (a, b) for x in (z[0].sum(), z[-1].sum(), z.abs().sum())]).detach()
     ours = torch.cat([numbers, sums.double()])
     most = torch.cat([ours, -ours])
     dist.all_reduce(most, dist.ReduceOp.MAX)
     largest, least = most.chunk(2)
-    if not torch.allclose(largest, -least, rtol=1e-4, atol=1e-5):  # sums are rounded, by each processor its way
+    same = torch.equal(largest[: len(counts)], -least[: len(counts)])
+    if not (same and torch.allclose(largest, -least, rtol=1e-4, atol=1e-5)):  # each processor rounds sums its way
         raise CompanionError(
-            "Inside losses.divided() the processes have other embeddings, other numbers of them, another tile=, or not "
-            "all want a gradient: expected the same of all. Hand the loss what losses.gather makes of their parts."
+            "Inside losses.divided() the processes have other embeddings, other numbers of them, another tile=, other "
+            "hyperparameters, or not all want a gradient: expected the same of all. Hand the loss what losses.gather "
+            "makes of their parts."
         )
 
 

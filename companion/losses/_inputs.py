@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from companion.errors import CompanionError, positive, whole
-from companion.similarity import OfPrepared, Similarity, cosine
+from companion.similarity import InTiles, OfPrepared, Similarity, cosine
 
 _EMBEDDINGS = ("u", "v", "z", "queue")
 SHORTEST = 1e-12  # what F.normalize divides by at least
@@ -75,7 +75,9 @@ def divided():
     backward pass that is to be differentiated again (:mod:`companion.losses.tiled`); the hardest negatives are looked
     for by every process, of many pairs in blocks of rows. Without processes nothing changes.
 
-    ``torch.utils.checkpoint`` computes a loss again in its backward pass, which must be called inside too then.
+    ``torch.utils.checkpoint`` computes a loss again in its backward pass, which must be called inside too then, on the
+    CPU, and in the same thread: another, as a GPU's backward pass has, knows nothing of it. Leave the loss out of what
+    is checkpointed there.
 
     Raises:
         CompanionError: by a loss that is computed in tiles, where the embeddings differ between the processes; not
@@ -120,6 +122,12 @@ def _check_finite(name: str, z: Tensor) -> None:
         )
 
 
+def check_embeddings(name: str, z: Tensor, *, least: int = 2) -> None:
+    """Raise a :class:`CompanionError` unless ``z`` is (n, d), floating point, finite, with n >= ``least``."""
+    _check_form(name, z, least)
+    _check_finite(name, z)
+
+
 def check_views(u: Tensor, v: Tensor) -> None:
     """Raise unless ``u`` and ``v`` are finite embeddings of one shape on one device, of at least two instances."""
     _check_views(u, v, least=2)
@@ -136,8 +144,8 @@ def _check_views(u: Tensor, v: Tensor, least: int) -> None:
         raise CompanionError(f"u lies on {u.device} and v on {v.device}: move both to one device.")
 
 
-def _check_labels(y: Tensor, z: Tensor) -> None:
-    """Raise unless ``y`` holds one whole number for each row of ``z``, on its device."""
+def check_labels(y: Tensor, z: Tensor, *, anywhere: bool = False) -> None:
+    """Raise unless ``y`` holds one whole number for each row of ``z``, on its device, or ``anywhere``."""
     if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex():
         given = f"dtype {y.dtype}" if isinstance(y, Tensor) else f"type {type(y).__name__}"
         raise CompanionError(f"y has {given}: expected a torch.Tensor of whole numbers, one label per embedding.")
@@ -145,7 +153,7 @@ def _check_labels(y: Tensor, z: Tensor) -> None:
         raise CompanionError(
             f"y has shape {tuple(y.shape)} and the embeddings {tuple(z.shape)}: expected y of shape {(len(z),)}."
         )
-    if y.device != z.device:
+    if y.device != z.device and not anywhere:
         raise CompanionError(f"y lies on {y.device} and the embeddings on {z.device}: move both to one device.")
 
 
@@ -195,7 +203,7 @@ def loss(function=None, *, prepare: bool = True, fused=None, **checks):
         if arguments.get("tile") is not None:
             whole(arguments["tile"], "tile", least=1)
         if "similarity" in arguments:
-            arguments["similarity"] = _similarity(arguments["similarity"])
+            arguments["similarity"] = _similarity(arguments["similarity"], arguments.get("tile"))
         given = [name for name in _EMBEDDINGS if arguments.get(name) is not None]
         dtype = functools.reduce(torch.promote_types, (arguments[name].dtype for name in given), torch.float32)
         with without_autocast(arguments[given[0]]):
@@ -226,7 +234,7 @@ def _check_forms(arguments: dict) -> None:
     else:
         _check_form("z", arguments["z"], least=2)
     if arguments.get("y") is not None:
-        _check_labels(arguments["y"], arguments.get("z", arguments.get("u")))
+        check_labels(arguments["y"], arguments.get("z", arguments.get("u")))
     if queued:
         _check_queue(arguments["queue"], arguments["u"])
 
@@ -244,7 +252,7 @@ def _one_number(value, name: str, check):
             return value
         number = value.item()
     check(number, name)
-    return value
+    return value if isinstance(value, Tensor | float | int) else float(value)
 
 
 def scalar(x, like: Tensor) -> Tensor:
@@ -287,12 +295,13 @@ def _prepared(z: Tensor, similarity: Similarity) -> Tensor:
     return _UnitLength.apply(z) if similarity.spherical and not is_transformed() else similarity.prepare(z)
 
 
-def _similarity(similarity) -> Similarity:
+def _similarity(similarity, tile: int | None) -> Similarity:
     if isinstance(similarity, Similarity):
-        return similarity
+        own = type(similarity) is Similarity
+        return InTiles(similarity.matrix, tile) if own and tile is not None else similarity
     if not callable(similarity):
         raise CompanionError(
             f"similarity is {similarity!r}: expected companion.similarity.cosine, arc_length or euclidean, "
             "or a function of (n, d) and (k, d) tensors that returns their (n, k) similarities."
         )
-    return Similarity(similarity)
+    return Similarity(similarity) if tile is None else InTiles(similarity, tile)

@@ -28,7 +28,11 @@ def align(u: Tensor, v: Tensor, *, alpha: float = 2) -> Tensor:
     Raises:
         CompanionError: if the embeddings are not two finite (n, d) views, or α is not positive.
     """
-    return (F.normalize(u, dim=1) - F.normalize(v, dim=1)).norm(dim=1).pow(alpha).mean()
+    distance = (F.normalize(u, dim=1) - F.normalize(v, dim=1)).norm(dim=1)
+    if isinstance(alpha, Tensor) or alpha < 1:  # at 0 the slope is infinite then: views that coincide are left alone
+        equal = distance == 0
+        return distance.masked_fill(equal, 1).pow(alpha).masked_fill(equal, 0).mean()
+    return distance.pow(alpha).mean()
 
 
 @loss(t=positive)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from companion.errors import CompanionError
 from companion.losses._gather import add_up, add_up_exponentials, check_same, part
 from companion.losses._inputs import is_plain, is_transformed, scalar, without_autocast
 from companion.similarity import Similarity
@@ -63,7 +64,7 @@ def log_sum_exp(
     The gradient takes a second pass, since a softmax can be formed only after its sum is known. Exponentials of the
     first are kept for it, as many as fit in ``keep`` bytes.
     """
-    check_same(a, b, tile)
+    check_same(a, b, tile, temperature)
     left, right = _prepared(a, b, similarity)
     # Before it moves to the device: there it would have to be waited for.
     number = temperature.detach().item() if isinstance(temperature, Tensor) else temperature
@@ -75,7 +76,7 @@ def log_sum_exp(
 
 def total(term, a: Tensor, b: Tensor, similarity: Similarity, skip, rows, shared, tile: int) -> Tensor:
     """Σ ``term(s(a_i, b_j), *rows_i, *shared)`` over the pairs that count; the gradient is formed in the same pass."""
-    check_same(a, b, tile)
+    check_same(a, b, tile, *shared)
     left, right = _prepared(a, b, similarity)
     form = (term, similarity, skip, tile, part(), len(rows), torch.is_grad_enabled())
     return _Total.apply(form, left, right, *rows, *shared)
@@ -274,7 +275,15 @@ class _Total(torch.autograd.Function):
 
 
 def _prepared(a: Tensor, b: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor | None]:
-    return similarity.prepare(a), None if b is a and similarity.symmetric else similarity.prepare(b)
+    left, right = similarity.prepare(a), None if b is a and similarity.symmetric else similarity.prepare(b)
+    if not similarity.pairwise and torch.is_grad_enabled():
+        alone = similarity.matrix(left[:1].detach(), (left if right is None else right)[:1].detach())
+        if alone.requires_grad:
+            raise CompanionError(
+                "This similarity uses something that is learned beside its two embeddings, which would get no gradient "
+                "in tiles: leave out tile=, so that the whole matrix is taken."
+            )
+    return left, right
 
 
 def _tiles(n: int, k: int, tile: int, symmetric: bool, share: tuple[int, int]) -> Iterator[tuple[range, range]]:

@@ -106,13 +106,13 @@ def _linear(features: Tensor, labels: Tensor, C: float, normalise: bool):
     def prepared(x: Tensor) -> Tensor:
         return F.normalize(x, dim=1) if normalise else x
 
-    x, classes = prepared(features), int(labels.max()) + 1
+    x, (names, labels) = prepared(features), labels.unique(return_inverse=True)
     mean, scale = x.mean(dim=0), x.std(dim=0, correction=0)
     scale = torch.where(scale > 0, scale, 1)  # a constant feature says nothing
     x = (x - mean) / scale
-    weight, bias = (x.new_zeros(shape, requires_grad=True) for shape in ((x.shape[1], classes), (classes,)))
+    weight, bias = (x.new_zeros(shape, requires_grad=True) for shape in ((x.shape[1], len(names)), (len(names),)))
     # Of two classes scikit-learn fits w₁ − w₀ alone; where w₁ = −w₀, its square is twice the sum of theirs.
-    penalty = (2 if classes == 2 else 1) / (2 * C * len(x))
+    penalty = (2 if len(names) == 2 else 1) / (2 * C * len(x))
     optimizer = torch.optim.LBFGS(
         [weight, bias], max_iter=STEPS, tolerance_grad=TOLERANCE, tolerance_change=0, line_search_fn="strong_wolfe"
     )
@@ -125,7 +125,7 @@ def _linear(features: Tensor, labels: Tensor, C: float, normalise: bool):
         return value
 
     optimizer.step(objective)
-    return lambda x: ((prepared(x) - mean) / scale @ weight + bias).argmax(dim=1)
+    return lambda x: names[((prepared(x) - mean) / scale @ weight + bias).argmax(dim=1)]
 
 
 def _nearest(features: Tensor, labels: Tensor, k: int):

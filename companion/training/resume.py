@@ -161,8 +161,9 @@ class Checkpoints:
 
 
 def _described(config: Config) -> dict:
-    """The config without where its data lie: they may be moved between two sittings."""
-    return config.to_dict() | {"dataset": ""}
+    """The config without the folder of its images: they may be moved between two sittings."""
+    name, colon, _ = config.dataset.partition(":")
+    return config.to_dict() | {"dataset": name + colon}
 
 
 @contextlib.contextmanager

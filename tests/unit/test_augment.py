@@ -64,11 +64,18 @@ def test_crops_are_drawn_as_torchvision_draws_them():
         assert stats.ks_2samp(of(*ours), of(*theirs)).pvalue > 1e-3
 
 
-def test_an_image_that_no_crop_fits_is_cut_to_the_nearest_ratio():
+@pytest.mark.parametrize(
+    ("height", "width", "cut"),
+    [(10, 100, (10, 13)), (100, 10, (13, 10)), (16, 16, (16, 16)), (18, 16, (18, 16)), (16, 18, (16, 18))],
+)
+def test_an_image_that_no_crop_fits_is_cut_to_the_nearest_ratio(height, width, cut):
     uniform = lambda *shape, low=0.0, high=1.0: torch.full(shape, high)  # noqa: E731
-    top, left, h, w = augment.draw_crops(1, 10, 100, 1.0, uniform)
-    assert (h.item(), w.item(), top.item()) == (10, 13, 0)
-    assert left.item() == round((100 - 13) / 2)
+    top, left, h, w = (x.item() for x in augment.draw_crops(1, height, width, 1.0, uniform))
+    # Of a crop four times as large as the image torchvision knows only what it falls back on.
+    _, _, *theirs = RandomResizedCrop.get_params(torch.empty(3, height, width), (4, 4), (3 / 4, 4 / 3))
+    assert (h, w) == cut == tuple(theirs)
+    assert abs(top - (height - h) / 2) <= 0.5  # in the middle
+    assert abs(left - (width - w) / 2) <= 0.5
 
 
 PARAMETERS = {"brightness": (0.6, 1.4), "contrast": (0.6, 1.4), "saturation": (0.0, 1.8)}

@@ -53,7 +53,9 @@ def test_results_are_written_and_complete(tmp_path, monkeypatch, capsys):
 
 def test_the_command_ends_with_status_0(monkeypatch):
     monkeypatch.setattr(bench, "main", lambda: Path("results/bench/cpu.md"))  # which an exit would take for a failure
-    runpy.run_module("companion.bench", run_name="__main__")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("companion.bench", run_name="__main__")
+    assert ended.value.code == 0
 
 
 def test_ratios_are_taken_round_by_round():

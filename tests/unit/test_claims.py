@@ -263,6 +263,20 @@ def test_five_points_are_not_enough_and_every_run_counts_once(book):
     assert book.check("accuracy", observed, quantity="q", runs=[good]) == "reproduced"
 
 
+def test_a_table_without_baselines_counts_for_nothing_wherever_it_stands(book):
+    observed = Observed(0.05, 0.04, 0.06, 3)
+    good, bad, unknown = runs(0.6, 0.4, "abc"), runs(0.42, 0.4, "de"), runs(0.9, math.nan, "fg")
+    for tables, expected in (
+        ([good, unknown], "reproduced"), ([unknown, good], "reproduced"), ([unknown, bad, good], "reproduced"),
+        ([bad, unknown], NOT_LEARNT), ([unknown, bad], NOT_LEARNT), ([unknown], NOT_LEARNT),
+        ([unknown, unknown], NOT_LEARNT), (unknown, NOT_LEARNT),
+    ):  # fmt: skip
+        assert ledger_module.learnt([tables] if isinstance(tables, pd.DataFrame) else tables) == (
+            expected != NOT_LEARNT
+        )
+        assert book.check("accuracy", observed, quantity="q", runs=tables) == expected
+
+
 def test_what_the_recorded_runs_foretell_agrees(book, results):
     recorded = {"trained": {"value": 0.55, "low": 0.5, "high": 0.6, "n": 10, "verdict": "inconclusive"}}
     (results / "reference" / "smoke").mkdir(parents=True)

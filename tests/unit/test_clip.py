@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from companion import losses
 from companion.errors import CompanionError
 from companion.training import Batch, Clip, Config, Unchanged, emoji, runs, train
-from companion.training.loop import learning_rate, optimizer_of
+from companion.training.loop import optimizer_of
 from companion.training.methods.clip import BagOfWords
 
 
@@ -84,6 +84,21 @@ def test_scale_and_bias_are_learned_unless_they_are_fixed_and_the_scale_is_clipp
     assert method.scale().item() == pytest.approx(100)
 
 
+@pytest.mark.parametrize(("given", "largest"), [({}, 100), ({"largest": 5}, 5), ({"largest": 1000}, 1000)])
+def test_a_scale_stays_below_the_largest_that_was_asked_for_and_comes_back(given, largest):
+    scale = losses.LogitScale(initial=3.0, **given)
+    assert scale().item() == pytest.approx(3)
+    with torch.no_grad():
+        scale.logarithm.fill_(math.log(0.9 * largest))
+    assert scale().item() == pytest.approx(0.9 * largest)
+    with torch.no_grad():
+        scale.logarithm.fill_(math.log(2 * largest))
+    value = scale()
+    assert value.item() == pytest.approx(largest)
+    assert torch.autograd.grad(value, scale.logarithm)[0].item() == pytest.approx(largest)  # it can be learned back
+    assert losses.LogitScale(initial=2 * largest, **given)().item() == pytest.approx(largest)
+
+
 def test_adamw_spares_what_is_no_matrix(config):
     method, _ = pair(config)
     before = {name: p.detach().clone() for name, p in method.named_parameters()}
@@ -107,9 +122,13 @@ def test_adamw_spares_what_is_no_matrix(config):
 
 
 def test_adamw_takes_the_steps_of_a_loop_by_hand(config):
-    """Loshchilov & Hutter 2019, Algorithm 2, with a schedule that the loop sets."""
-    method, batch = pair(config.replace(dropout=0.0))
-    reference, _ = pair(config.replace(dropout=0.0))
+    """Loshchilov & Hutter 2019, Algorithm 2, in double precision. Several steps: in the first one the correction of the
+    bias cancels both betas."""
+    config = config.replace(dropout=0.0, epochs=4, momentum=0.8)
+    (method, batch), (reference, _) = pair(config), pair(config)
+    batch = Batch(batch.first.double(), batch.second, batch.labels)
+    for one in (method.double(), reference.double()):
+        one.model.second_projector.dropout = 0.0
 
     class Same:
         def __len__(self):
@@ -118,19 +137,22 @@ def test_adamw_takes_the_steps_of_a_loop_by_hand(config):
         def batches(self, epoch):
             yield batch
 
-    method.model.second_projector.dropout = reference.model.second_projector.dropout = 0.0
-    name = "model.projector.1.weight"
-    w = dict(reference.named_parameters())
-    m, s = (torch.zeros_like(w[name]) for _ in range(2))
-    values = w[name].detach().clone()
+    weights = {name: p for name, p in reference.named_parameters() if p.requires_grad}
+    mean, square = ({name: torch.zeros_like(p) for name, p in weights.items()} for _ in range(2))
     reference.train()
-    gradients = torch.autograd.grad(reference.loss(batch), w[name])[0]
-    m, s = 0.1 * gradients, 0.02 * gradients**2
-    lr = learning_rate(config.replace(epochs=1), 0, 1)
-    assert lr == pytest.approx(0.01 * 40 / 256)
-    values = values * (1 - lr * 0.5) - lr * (m / 0.1) / ((s / 0.02).sqrt() + 1e-8)
-    train(method, Same(), config.replace(epochs=1, dropout=0.0))
-    torch.testing.assert_close(dict(method.named_parameters())[name].detach(), values, rtol=1e-4, atol=1e-6)
+    for step in range(1, 5):
+        gradients = torch.autograd.grad(reference.loss(batch), list(weights.values()))
+        rate = 0.01 * 40 / 256 * (1 + math.cos(math.pi * (step - 1) / 4)) / 2
+        with torch.no_grad():
+            for (name, p), g in zip(weights.items(), gradients, strict=True):
+                mean[name] = 0.8 * mean[name] + 0.2 * g
+                square[name] = 0.98 * square[name] + 0.02 * g**2
+                direction = mean[name] / (1 - 0.8**step) / ((square[name] / (1 - 0.98**step)).sqrt() + 1e-8)
+                p -= rate * ((0.5 * p if p.ndim > 1 else 0) + direction)
+    train(method, Same(), config)
+    for name, p in method.named_parameters():
+        if name in weights:
+            torch.testing.assert_close(p, weights[name], rtol=0, atol=1e-9, msg=lambda text, name=name: name + text)
 
 
 def test_it_learns_to_name_what_it_has_seen(config, results):

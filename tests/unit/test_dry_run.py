@@ -224,3 +224,31 @@ def test_what_cannot_be_estimated_is_told(tmp_path, monkeypatch, capsys, options
     monkeypatch.setattr("sys.argv", ["estimate", str(tmp_path / "no.ipynb"), *options])
     assert estimate.main() == 2
     assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "run(first)",
+        "f = lambda seed: run(first.replace(seed=seed))\nr = f(3)",
+        "go = run\nr = go(first)",
+        "go = functools.partial(sweep, jobs=1)\nr = go([first])",
+        "import companion.training as ct\nr = ct.run(first)",
+        "import companion.training\nr = companion.training.run(first)",
+        "from companion.training import *\nr = run(first)",
+        "class A:\n    def train(self):\n        return run(first)\na = A()\nr = a.train()",
+        "class A:\n    def train(self):\n        return training.run(first)\na = A()\nr = a.train()",
+        "x = [first, first.replace(seed=1)]\nx.pop()\nsweep(x)",
+        "x = [first.replace(seed=1), first]\ndel x[0]\nsweep(x)",
+        "x = {0: first, 1: first.replace(seed=1)}\nx.popitem()\nsweep(x.values())",
+    ],
+)
+def test_a_training_is_found_whatever_it_is_called(tmp_path, results, source):
+    begin = "import functools\nfrom companion.training import run, sweep\nfirst = profile.config(**small)"
+    plan, cut_short = asked(notebook(tmp_path, begin, source))
+    assert (len(plan.runs), cut_short) == (1, {})
+
+
+def test_what_a_training_gave_is_no_training():
+    source = "r = training.run(1)\nprint(r)\ns = [r]\nt = sorted(s, key=lambda x: x)"
+    assert sliced(source) == ["r = training.run(1)"]

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
@@ -328,6 +329,35 @@ def test_inside_seeded_the_key_decides_and_outside_nothing_has_changed():
     assert torch.equal(torch.rand(3), expected)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+class Drawing(Line):
+    """Notes what it draws in a step, as dropout would."""
+
+    def loss(self, batch):
+        self.events.append(torch.rand(()).item())
+        return (self.weight - batch.labels.double()).square().mean()
+
+    def after_step(self):
+        pass
+
+
+def test_every_process_draws_for_itself_and_the_first_as_one_alone_does(config):
+    """Or dropout would drop the same of every part of a batch."""
+
+    def draws(rank):
+        class Numbered(Fabric):
+            global_rank = rank
+
+        method = Drawing()
+        train(method, Numbers(), config, fabric=Numbered(accelerator="cpu", devices=1))
+        return method.events
+
+    alone = Drawing()
+    train(alone, Numbers(), config)
+    found = [draws(rank) for rank in range(3)]
+    assert found[0] == alone.events
+    assert len({value for of_rank in found for value in of_rank}) == 3 * 12  # of three steps in each of four epochs
 
 
 def test_the_loop_waits_for_the_device_once_an_epoch(config, split, monkeypatch):

@@ -1,18 +1,21 @@
 """Bad input meets an error that says what was given and what was expected, and never a NaN."""
 
 import contextlib
+import fractions
 import math
 from functools import partial
 
+import naive
 import numpy as np
 import pytest
 import torch
-from loss_cases import ALL, LABELS, NO_TILE, TWO_VIEWS, call
+from loss_cases import ALL, LABELS, NO_SIMILARITY, NO_TILE, TWO_VIEWS, call
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from companion import losses
 from companion.errors import CompanionError
+from companion.similarity import Similarity, off_diagonal
 
 U, V = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0)).unbind()
 
@@ -197,7 +200,7 @@ def test_unchecked_tiles_look_at_no_value(name):
     assert looks.count == 0
 
 
-@pytest.mark.parametrize("tile", [None, 3])
+@pytest.mark.parametrize("tile", [None, 8])
 @pytest.mark.parametrize("name", ["siglip", "eps_sup_info_nce", "nt_xent"])
 def test_no_number_is_copied_to_the_device(name, tile, monkeypatch):
     """That copy would make a GPU wait; what ``torch.full`` makes, it makes there."""
@@ -245,7 +248,7 @@ def test_checks_are_back_after_unchecked():
 # --- a queue of negatives -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tile", [None, 3])
+@pytest.mark.parametrize("tile", [None, 8])
 def test_with_a_queue_one_anchor_is_enough(tile):
     loss = losses.info_nce(U[:1], V[:1], temperature=0.5, queue=V[1:], tile=tile)
     logits = torch.cosine_similarity(U[:1], V) / 0.5  # the positive first
@@ -261,6 +264,38 @@ def test_with_a_queue_one_anchor_is_enough(tile):
 def test_bad_tile(name, tile):
     with pytest.raises(CompanionError, match="tile is"):
         call(name, U, V, tile=tile)
+
+
+# --- embeddings of several dtypes ----------------------------------------------------------------------------------
+
+FINE = torch.randn(
+    3, 8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+)  # digits that float32 lacks
+
+
+@pytest.mark.parametrize("coarse", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("tile", [None, 8])
+@pytest.mark.parametrize("name", TWO_VIEWS)
+def test_views_of_two_dtypes_are_compared_in_the_finer_one(name, tile, coarse):
+    options = {} if tile is None or name in NO_TILE else {"tile": tile}
+    for u, v in ((U.to(coarse), FINE[0]), (FINE[0], U.to(coarse))):
+        found = call(name, u, v, **options)
+        assert found.dtype == torch.float64
+        assert found.item() == call(name, u.double(), v.double(), **options).item()
+        assert found.item() != call(name, u.float(), v.float(), **options).item()
+    found = call(name, U.to(coarse), V, **options)
+    assert found.dtype == torch.float32  # at least
+    assert found.item() == call(name, U.to(coarse).float(), V, **options).item()
+
+
+@pytest.mark.parametrize("tile", [None, 8])
+@pytest.mark.parametrize("fine", range(3))
+def test_one_embedding_of_double_precision_is_enough(fine, tile):
+    """Be it the queue. Against loops over Python's floats, which are double."""
+    given = [FINE[k] if k == fine else FINE[k].float() for k in range(3)]
+    found = losses.info_nce(*given[:2], temperature=0.2, queue=given[2], tile=tile)
+    expected = naive.moco(*(x.tolist() for x in given), naive.cosine, 0.2)
+    assert found.item() == pytest.approx(expected, rel=1e-13)
 
 
 def test_finite_values_whose_sum_overflows_are_finite():
@@ -286,3 +321,90 @@ def test_arguments_are_bound_as_python_binds_them(positional, named, message):
 def test_a_number_is_one_number_inside_of_unchecked_too():
     with losses.unchecked(), pytest.raises(CompanionError, match="expected a number, or a tensor that holds one"):
         losses.nt_xent(U, U, temperature=torch.tensor([0.2, 0.3]))
+
+
+def _centred(a, b):
+    """A similarity that depends on more than two embeddings: on the mean of those that it is compared with."""
+    return a @ (b - b.mean(dim=0)).T
+
+
+def test_positives_and_negatives_come_from_the_same_matrix_of_a_similarity_of_one_s_own():
+    u, v = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrix = _centred(u, v)
+    by_hand = torch.nn.functional.cross_entropy(matrix / 0.5, torch.arange(6))
+    torch.testing.assert_close(losses.info_nce(u, v, temperature=0.5, similarity=_centred), by_hand)
+    by_hand = torch.nn.functional.softplus(-(3 * matrix.diagonal() - 1)).mean()
+    by_hand += torch.nn.functional.softplus(3 * off_diagonal(matrix) - 1).sum() / 6
+    torch.testing.assert_close(losses.siglip(u, v, scale=3.0, bias=-1.0, similarity=_centred), by_hand)
+
+
+def test_a_similarity_that_draws_or_looks_at_values_is_taken():
+    u, v = torch.randn(2, 6, 4)
+    for similarity in (
+        lambda a, b: torch.nn.functional.dropout(a, 0.5) @ b.T,
+        lambda a, b: a @ b.T if a.max() > 0 else b @ a.T,
+    ):
+        assert losses.nt_xent(u, v, temperature=0.5, similarity=similarity).isfinite()
+
+
+@pytest.mark.parametrize("tile", [None, 8])
+@pytest.mark.parametrize(
+    "similarity",
+    [torch.nn.functional.cosine_similarity, lambda a, b: a * b, lambda a, b: 0.5, lambda a, b: (a @ b.T)[:-1]],
+)
+@pytest.mark.parametrize("name", [name for name in ALL if name not in NO_SIMILARITY])
+def test_a_similarity_of_another_shape_is_told(name, similarity, tile):
+    if tile is not None and name in NO_TILE:
+        pytest.skip("it takes no tiles")
+    options = {} if tile is None else {"tile": tile}
+    with pytest.raises(CompanionError, match=r"expected a torch.Tensor of shape \(\d+, \d+\)"):
+        call(name, U, V, similarity=similarity, **options)
+
+
+def test_what_a_similarity_has_learned_is_refused_in_tiles_alone():
+    u, v = torch.randn(2, 8, 4)
+    weight = torch.eye(4).requires_grad_()
+
+    def similarity(a, b):
+        return a @ weight @ b.T
+
+    losses.nt_xent(u, v, temperature=0.5, similarity=similarity).backward()
+    assert weight.grad.abs().sum() > 0
+    for own in (similarity, Similarity(similarity)):
+        with pytest.raises(CompanionError, match="leave out tile="):
+            losses.nt_xent(u, v, temperature=0.5, similarity=own, tile=4)
+    with torch.no_grad():
+        values = [losses.nt_xent(u, v, temperature=0.5, similarity=similarity, tile=t) for t in (None, 4)]
+    torch.testing.assert_close(*values)
+
+
+def test_a_similarity_of_one_s_own_is_called_with_parts_alone_in_tiles():
+    u, v = torch.randn(2, 20, 4)
+    called = []
+
+    def similarity(a, b):
+        called.append((len(a), len(b)))
+        return a @ b.T
+
+    value = losses.info_nce(u, v, temperature=0.5, similarity=similarity, tile=6)
+    assert max(map(max, called)) <= 6
+    torch.testing.assert_close(value, losses.info_nce(u, v, temperature=0.5, similarity=lambda a, b: a @ b.T))
+
+
+@pytest.mark.parametrize("temperature", [np.array(0.2), np.float32(0.2), fractions.Fraction(1, 5)])
+def test_a_number_of_another_library_is_a_number(temperature):
+    u, v = torch.randn(2, 6, 4)
+    torch.testing.assert_close(losses.nt_xent(u, v, temperature=temperature), losses.nt_xent(u, v, temperature=0.2))
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1, 2, torch.tensor(0.5)])
+def test_alignment_of_views_that_coincide_has_a_gradient(alpha):
+    u = torch.randn(4, 3, dtype=torch.float64).requires_grad_()
+    v = u.detach().clone()
+    v[3] += 1
+    value = losses.align(u, v, alpha=alpha)
+    value.backward()
+    assert u.grad[:3].eq(0).all()
+    assert u.grad[3].abs().sum() > 0
+    distance = (u[3] / u[3].norm() - v[3] / v[3].norm()).norm()
+    torch.testing.assert_close(value, distance**alpha / 4)

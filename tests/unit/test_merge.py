@@ -184,6 +184,18 @@ def test_a_run_that_is_recorded_with_other_numbers_stays_and_carries_no_claim(th
     assert contents(here) == before
 
 
+@pytest.mark.parametrize(("change", "other"), [(1e-4, True), (-3e-6, True), (1e-8, False)])
+def test_numbers_are_others_if_they_differ_in_a_digit_that_is_recorded(there, here, change, other):
+    """Seven are."""
+    key = names(there)[0]
+    merge.merge(str(there), "gpu")
+    value = json.loads((there / "runs" / key / "metrics.json").read_text())["negative_variance"]
+    edit("metrics.json", negative_variance=value * (1 + change))(there / "runs" / key)
+    told = merge.merge(str(there), "gpu")
+    assert (f"Recorded before with other numbers, and left so: {key}." in told) == other
+    assert ("Recorded before with other numbers" in told) == other
+
+
 def test_histories_follow_a_line_that_was_removed_to_record_the_run_again(there, here):
     merge.merge(str(there), "gpu")
     path, key = here / "gpu" / "runs.csv", names(there)[0]

@@ -177,3 +177,28 @@ def test_pulls_by_angle_by_hand():
         "near_share": pytest.approx(2 / 6), "near_pull_share": pytest.approx(3 / 25), "near_pull": 1.5, "far_pull": 5,
     }  # fmt: skip
     assert math.isnan(metrics.pulls_by_angle(angles[:2], strength[:2])["far_pull"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_tolerance_of_many_pairs_in_half_precision(dtype):
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(2, 8, generator=generator)
+    y = torch.arange(600) % 2
+    z = (centres[y] + 0.3 * torch.randn(600, 8, generator=generator)).to(dtype)
+    exact = metrics.tolerance(z.double(), y)
+    assert 0.5 < exact < 1
+    assert metrics.tolerance(z, y) == pytest.approx(exact, abs=1e-6)  # 90,000 pairs a class: more than float16 counts
+
+
+def test_labels_are_whole_numbers_of_any_kind_one_an_embedding():
+    u, v = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
+    y = torch.tensor([0, 1, 1, 0, 2, 2])
+    expected = metrics.variance_parts(u, v, y)
+    assert metrics.variance_parts(u, v, (7 * y - 3).int()) == pytest.approx(expected)
+    for bad, message in ((y[:5], r"shape \(5,\)"), (y.float(), "dtype torch.float32")):
+        with pytest.raises(CompanionError, match=message):
+            metrics.variance_parts(u, v, bad)
+        with pytest.raises(CompanionError, match=message):
+            metrics.tolerance(u, bad)
+    with pytest.raises(CompanionError, match="NaN or infinite"):
+        metrics.tolerance(u / 0, y)

@@ -2,6 +2,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from companion.errors import CompanionError
 from companion.similarity import euclidean
@@ -136,6 +139,41 @@ def test_the_probe_of_a_gpu_has_the_penalty_of_the_cpus_for_two_classes_and_for_
     (expected,) = probe.linear_probe(*train, test, C=strength, normalise=False)
     (found,) = probe._score(probe._linear(*train, strength, False), [test])
     assert (found == expected).mean() > 0.995
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 0.7, 2.0])
+def test_a_feature_that_was_constant_in_training_says_nothing_of_a_test_image(constant):
+    """Its mean is rounded, and what rounding leaves of it is no feature either."""
+    g = torch.Generator().manual_seed(3)
+    y = torch.arange(900) % 3
+    x = torch.randn(3, 8, generator=g)[y] + torch.randn(900, 8, generator=g)
+    (expected,) = probe._score(probe._linear(x[:500], y[:500], 0.1, False), [(x[500:], y[500:])])
+    x = torch.cat([x, torch.full((900, 1), constant)], dim=1)
+    x[500:, 8] += torch.randn(400, generator=g)
+    train, test = (x[:500], y[:500]), (x[500:], y[500:])
+    (found,) = probe._score(probe._linear(*train, 0.1, False), [test])
+    assert 0.6 < expected.mean() < 1
+    assert (found == expected).mean() > 0.99
+    (of_cpu,) = probe.linear_probe(*train, test, C=0.1, normalise=False)
+    assert (found == of_cpu).mean() > 0.99
+
+
+@pytest.mark.parametrize("labels", [(0, 1), (0, 2), (1, 2), (3, 7)])
+def test_what_two_classes_are_called_is_nothing_to_the_probe_of_a_gpu(labels):
+    """Unbalanced, and with a penalty that moves the boundary: that of scikit-learn, which knows the classes it sees."""
+    g, n, k = torch.Generator().manual_seed(0), 60, 4000
+    y = (torch.rand(n + k, generator=g) < 0.25).long()
+    x = torch.randn(n + k, 10, generator=g) + 0.8 * torch.randn(n + k, 1, generator=g) * torch.linspace(-1, 1, 10)
+    x += y[:, None] * torch.linspace(0, 1, 10)
+    named = torch.tensor(labels)[y]
+    predicted = probe._linear(x[:n], y[:n], 0.1, False)(x[n:])
+    found = probe._linear(x[:n], named[:n], 0.1, False)(x[n:])
+    assert (found == torch.tensor(labels)[predicted]).float().mean() > 0.999
+    (correct,) = probe._score(probe._linear(x[:n], named[:n], 0.1, False), [(x[n:], named[n:])])
+    assert correct.mean() == pytest.approx((predicted == y[n:]).float().mean().item(), abs=1e-3)
+    x, named = x.numpy(), named.numpy()
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, tol=1e-6)).fit(x[:n], named[:n])
+    assert (pipeline.predict(x[n:]) == found.numpy()).mean() > 0.995
 
 
 def test_the_probe_of_a_gpu_is_fitted_where_gradients_are_off(blobs):

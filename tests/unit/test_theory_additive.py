@@ -92,6 +92,24 @@ def test_conditions_boundaries_and_optimum_agree_on_the_phase(n, t, bias):
     assert (best.phase > 0).item() == theory.separates(*siglip_terms(n, t, bias), n).item()
 
 
+@pytest.mark.parametrize("n", [3, 4, 6, 10])
+@pytest.mark.parametrize("t", [0.5, 2.0, 8.0])
+def test_siglip_separates_on_one_side_of_its_boundary_and_not_on_the_other(n, t):
+    """A step of .05 in bias from the closed form, against a search over all shifts of the value itself."""
+    boundary, _ = theory.siglip_boundaries(n, t)
+    for bias, separated in ((boundary.item() - 0.05, False), (boundary.item() + 0.05, True)):
+
+        def value(x, bias=bias):  # of a simplex shifted by √x
+            s_pos, s_neg = 1 - 2 * x, -(1 - x) / (n - 1) - x
+            return math.log1p(math.exp(-t * s_pos - bias)) + (n - 1) * math.log1p(math.exp(t * s_neg + bias))
+
+        found = minimize_scalar(value, bounds=(0, 1), method="bounded", options={"xatol": 1e-9}).x
+        assert (found > 1e-3) == (found > 1e-6) == separated
+        assert theory.separates(*siglip_terms(n, t, bias), n).item() == separated
+        assert theory.siglip_separates(n, t, bias).item() == separated
+        assert (theory.siglip_optimum(n, t, bias).phase > 0).item() == separated
+
+
 @given(n=st.integers(5, 5000))
 def test_phases_for_b_equal_to_t(n):
     """a = 0 iff t ≥ ((n-1)/n)·log(n-3); a = 1 iff t ≤ ½ log((n-2)/2)."""

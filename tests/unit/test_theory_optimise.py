@@ -195,6 +195,43 @@ def test_recording_does_not_change_a_reshuffled_run():
     assert torch.equal(once.u[-1], often.u[-1])
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_adam_takes_the_steps_of_a_loop_by_hand(schedule):
+    """Kingma & Ba 2015, Algorithm 1, and every embedding brought back to length 1 after every step."""
+    steps, learning_rate = 30, 0.2
+    path = theory.optimise(
+        partial(losses.siglip, scale=5), 6, 4, trained={"bias": -1.0}, method="adam", steps=steps, record=steps,
+        learning_rate=learning_rate, schedule=schedule, frames=True,
+    )  # fmt: skip
+    x = [path.u[0, 0], path.v[0, 0], torch.tensor(-1.0, dtype=torch.float64)]
+    mean, square = [torch.zeros_like(part) for part in x], [torch.zeros_like(part) for part in x]
+    for step in range(1, steps + 1):
+        leaves = [part.clone().requires_grad_() for part in x]
+        value = losses.siglip(*leaves[:2], scale=5, bias=leaves[2])
+        rate = learning_rate * (1 if schedule == "constant" else (1 + math.cos(math.pi * (step - 1) / steps)) / 2)
+        for k, g in enumerate(torch.autograd.grad(value, leaves)):
+            mean[k], square[k] = 0.9 * mean[k] + 0.1 * g, 0.999 * square[k] + 0.001 * g**2
+            x[k] = x[k] - rate * mean[k] / (1 - 0.9**step) / ((square[k] / (1 - 0.999**step)).sqrt() + 1e-8)
+        x[:2] = [part / part.norm(dim=1, keepdim=True) for part in x[:2]]
+        for found, expected in zip((path.u, path.v, path.trained["bias"]), x, strict=True):
+            torch.testing.assert_close(found[step, 0], expected, rtol=0, atol=1e-8)
+
+
+def test_a_seed_has_the_same_batches_at_every_point_of_the_grid_and_alone():
+    def path(seeds, temperatures):
+        return theory.optimise(
+            losses.clip, 12, 6, m=3, partition="reshuffled", method="adam", steps=5, seeds=seeds,
+            given={"temperature": torch.tensor(temperatures)},
+        )  # fmt: skip
+
+    temperatures = [0.2, 0.5, 1.0]
+    together = path((3, 4), temperatures)
+    for (i, seed), (j, temperature) in itertools.product(enumerate((3, 4)), enumerate(temperatures)):
+        alone = path((seed,), temperature)
+        torch.testing.assert_close(together.loss[:, i, j], alone.loss[:, 0], rtol=1e-9, atol=0)
+        torch.testing.assert_close(together.u[-1, i, j], alone.u[-1, 0], rtol=0, atol=1e-9)
+
+
 def test_batches_are_those_of_the_partition():
     path = theory.optimise(partial(losses.clip, temperature=0.5), 12, 6, m=3, steps=3)
     u, v = path.u[-1, 0], path.v[-1, 0]

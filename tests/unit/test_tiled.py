@@ -3,6 +3,8 @@
 import pytest
 import torch
 from loss_cases import ALL, LABELS, NO_SIMILARITY, NO_TILE, call
+from scipy.spatial.distance import cdist
+from scipy.special import logsumexp
 
 from companion import losses
 from companion.losses import _gather, fused, tiled
@@ -54,6 +56,38 @@ def test_low_temperature_does_not_underflow(name, dtype, temperature):
         assert_same(
             lambda u, v, tile: function(u, v, temperature=temperature, tile=tile), inputs, (3, 8), tolerance, tolerance
         )
+
+
+@pytest.mark.parametrize("tile", [None, 3, 50])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_embeddings_that_lie_far_apart_do_not_underflow(dtype, tile):
+    """A Euclidean similarity has no lower bound: of -2000/τ no exponential is left. Against SciPy's log-sum-exp."""
+    u, v = (1000 * x for x in views(dtype=dtype))
+    z = torch.cat([u, v]).double().numpy()
+    logits = -cdist(z, z) / 0.5
+    positives = [logits[i, (i + 8) % 16] for i in range(16)]
+    others = [[logits[i, j] for j in range(16) if j != i] for i in range(16)]
+    expected = sum(logsumexp(of) - positive for of, positive in zip(others, positives, strict=True)) / 16
+    assert expected > 1000
+    options = {"temperature": 0.5, "similarity": euclidean, "tile": tile}
+    assert losses.nt_xent(u, v, **options).item() == pytest.approx(expected, rel=1e-5 if dtype.itemsize == 4 else 1e-12)
+    if dtype == torch.float64:
+        leaf = u.requires_grad_()
+        assert torch.autograd.gradcheck(lambda u: losses.nt_xent(u, v, **options), leaf, eps=1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["info_nce", "clip", "clip within view", "nt_xent", "dcl", "dclw", "dhel", "sup_con",
+                                  "sincere", "eps_sup_info_nce"])  # fmt: skip
+def test_a_temperature_learns_of_embeddings_that_do_not(name):
+    """As of a frozen network, or of an encoder before its first step. Against differences of the value."""
+    u, v = views()
+    for similarity in (cosine, euclidean):
+        for tile in (3, 6, 50):
+            t = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+            options = {"similarity": similarity, "tile": tile}
+            assert torch.autograd.gradcheck(lambda t, o=options: call(name, u, v, temperature=t, **o), t)
+            (slope,) = torch.autograd.grad(call(name, u, v, temperature=t, **options), t)
+            assert abs(slope) > 1e-3  # or there was nothing to miss
 
 
 @pytest.mark.parametrize("similarity", [cosine, arc_length, euclidean])
