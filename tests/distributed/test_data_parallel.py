@@ -261,6 +261,9 @@ UNLIKE = {  # two views of a process, by its number
     "rolled": lambda u, v, rank: losses.info_nce(u, v.roll(rank, 0), temperature=0.5),
     "another tile": lambda u, v, rank: losses.nt_xent(u, v, temperature=0.5, tile=16 + rank),
     "another number": lambda u, v, rank: losses.clip(u[rank:], v[rank:], temperature=0.5),
+    "one more of many": lambda u, v, rank: losses.clip(*torch.ones(2, 20_000 + rank, 1), temperature=0.5),
+    "another temperature": lambda u, v, rank: losses.nt_xent(u, v, temperature=0.5 + 0.1 * rank),
+    "another scale": lambda u, v, rank: losses.siglip(u, v, scale=torch.tensor(10.0 + rank), bias=-10.0),
     "a gradient in one": lambda u, v, rank: losses.clip(*((u, v) if rank else (u.detach(), v)), temperature=0.5),
 }
 

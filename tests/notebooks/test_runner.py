@@ -165,6 +165,19 @@ def test_an_unknown_parameter_stops_it_before_anything_runs(project, tmp_path, m
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_notebook_whose_prerequisites_cannot_be_written_does_not_count_as_executed(project, tmp_path, monkeypatch):
+    def full(path, content):
+        raise CompanionError("The disk is full.")
+
+    monkeypatch.setattr(execute.store, "write", full)
+    for name in ("CONTRASTIVE_USED_RUNS", "CONTRASTIVE_NOTEBOOK", "CONTRASTIVE_PROGRESS", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")  # it sets them itself; they go back afterwards
+    with pytest.raises(CompanionError, match="full"):
+        execute.execute(project / "notebooks" / "02_prints.ipynb", tmp_path / "out.ipynb", {"PROFILE": "cpu"})
+    assert not (tmp_path / "out.ipynb").exists()
+    assert not list(tmp_path.glob("*.d"))
+
+
 def test_help_names_every_target(project):
     text = make(project).stdout
     for target in ("setup", "lab", "reproduce", "test", "freeze", "bench", "clean"):

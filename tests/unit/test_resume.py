@@ -148,13 +148,27 @@ def test_where_both_are_damaged_the_run_starts_anew(plain, split, stopped, capsy
 
 
 @pytest.mark.parametrize(
-    ("changes", "why"), [({"width": 8}, "other settings"), ({"learning_rate": 0.1}, "other settings")], ids=str
+    ("changes", "why"),
+    [
+        ({"width": 8}, "other settings"),
+        ({"learning_rate": 0.1}, "other settings"),
+        ({"dataset": "svhn"}, "other settings"),
+        ({"dataset": "imagefolder:elsewhere"}, "other settings"),
+    ],
+    ids=str,
 )
 def test_a_checkpoint_of_another_run_is_refused(plain, split, path, capsys, changes, why):
     Training(plain.replace(**changes), split, checkpoint=path, stop_after=8)
     resumed = Training(plain, split, checkpoint=path)
     assert capsys.readouterr().err.count(why) == 2
     assert resumed == Training(plain, split)
+
+
+def test_images_may_be_moved_between_two_sittings(plain, split, path, capsys):
+    Training(plain.replace(dataset="imagefolder:here"), split, checkpoint=path, stop_after=8)
+    resumed = Training(plain.replace(dataset="imagefolder:/there"), split, checkpoint=path)
+    assert "cannot be used" not in capsys.readouterr().err
+    assert resumed.steps == 12 - 8
 
 
 def test_an_epoch_that_two_processes_began_is_not_ended_by_one(plain, split, stopped, capsys):

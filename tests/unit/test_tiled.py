@@ -79,7 +79,7 @@ def test_embeddings_that_lie_far_apart_do_not_underflow(dtype, tile):
 @pytest.mark.parametrize("name", ["info_nce", "clip", "clip within view", "nt_xent", "dcl", "dclw", "dhel", "sup_con",
                                   "sincere", "eps_sup_info_nce"])  # fmt: skip
 def test_a_temperature_learns_of_embeddings_that_do_not(name):
-    """As of a frozen network, or of an encoder before its first step. Against differences of the value."""
+    """Those of a frozen network. Against differences of the value."""
     u, v = views()
     for similarity in (cosine, euclidean):
         for tile in (3, 6, 50):
