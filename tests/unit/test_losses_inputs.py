@@ -200,7 +200,7 @@ def test_unchecked_tiles_look_at_no_value(name):
     assert looks.count == 0
 
 
-@pytest.mark.parametrize("tile", [None, 8])
+@pytest.mark.parametrize("tile", [None, 3])
 @pytest.mark.parametrize("name", ["siglip", "eps_sup_info_nce", "nt_xent"])
 def test_no_number_is_copied_to_the_device(name, tile, monkeypatch):
     """That copy would make a GPU wait; what ``torch.full`` makes, it makes there."""
@@ -248,7 +248,7 @@ def test_checks_are_back_after_unchecked():
 # --- a queue of negatives -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tile", [None, 8])
+@pytest.mark.parametrize("tile", [None, 3])
 def test_with_a_queue_one_anchor_is_enough(tile):
     loss = losses.info_nce(U[:1], V[:1], temperature=0.5, queue=V[1:], tile=tile)
     logits = torch.cosine_similarity(U[:1], V) / 0.5  # the positive first
@@ -268,13 +268,12 @@ def test_bad_tile(name, tile):
 
 # --- embeddings of several dtypes ----------------------------------------------------------------------------------
 
-FINE = torch.randn(
-    3, 8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
-)  # digits that float32 lacks
+# With digits that float32 lacks.
+FINE = torch.randn(3, 8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("coarse", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("tile", [None, 8])
+@pytest.mark.parametrize("tile", [None, 3])
 @pytest.mark.parametrize("name", TWO_VIEWS)
 def test_views_of_two_dtypes_are_compared_in_the_finer_one(name, tile, coarse):
     options = {} if tile is None or name in NO_TILE else {"tile": tile}
@@ -288,7 +287,7 @@ def test_views_of_two_dtypes_are_compared_in_the_finer_one(name, tile, coarse):
     assert found.item() == call(name, U.to(coarse).float(), V, **options).item()
 
 
-@pytest.mark.parametrize("tile", [None, 8])
+@pytest.mark.parametrize("tile", [None, 3])
 @pytest.mark.parametrize("fine", range(3))
 def test_one_embedding_of_double_precision_is_enough(fine, tile):
     """Be it the queue. Against loops over Python's floats, which are double."""
