@@ -155,7 +155,9 @@ def leading_to_training(code: list[Statement]) -> list[tuple[Statement, bool]]:
         named = [*later, *(part for part in handed if getattr(part, "attr", "") in TRAINERS)]
         return bool((names | made) & training) or any(map(names_trainer, named))
 
-    training = direct | {name for name, s in functions.items() if names_trainer(s.node) or with_functions({name}) & direct}
+    training = direct | {
+        name for name, s in functions.items() if names_trainer(s.node) or with_functions({name}) & direct
+    }
     for statement in code:
         if not statement.defines and hands_on(statement):
             training |= statement.binds

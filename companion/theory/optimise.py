@@ -69,8 +69,8 @@ def optimise(
 
     Raises:
         CompanionError: for sizes that do not fit, an unknown method, partition or schedule, L-BFGS on a reshuffled
-            partition, hyperparameters that do not broadcast, or that the loss refuses at any point of the grid, or a
-            loss that leaves the finite numbers.
+            partition, hyperparameters that do not broadcast, or that the loss refuses at any point of the grid, or
+            when they have moved, or a loss that leaves the finite numbers.
     """
     choose(method, METHODS, "method")
     whole(steps, "steps", least=1)
@@ -84,7 +84,10 @@ def optimise(
 
     def note(step: int, x: Tensor) -> None:
         with torch.no_grad():
-            value, (z, values) = problem(x, torch.arange(len(x))), problem.unpack(x)
+            z, values = problem.unpack(x)
+            if values or not step:
+                problem.check(z, values, f" (after {step} steps)" if step else "")
+            value = problem(x, torch.arange(len(x)))
         if not torch.isfinite(value).all():
             raise CompanionError(f"The loss is not finite after {step} steps: check its hyperparameters.")
         if records and not frames:
@@ -122,8 +125,7 @@ class _Problem:
             return loss(pair[0], pair[1], **values)
 
         views = normalize(views, dim=-1)  # (seeds, 2, n, d)
-        for point in range(self.points):  # once with the loss's own checks
-            of_batch(views[0, :, : n // self.batches], {name: x[point] for name, x in hyperparameters.items()})
+        self.of_batch = of_batch
         self.of_batches = torch.func.vmap(torch.func.vmap(of_batch, in_dims=(0, None)))
         self.trained = list(trained)
         moving = [hyperparameters.pop(name)[:, None] for name in trained]
@@ -131,6 +133,15 @@ class _Problem:
         self.start = torch.cat([views.flatten(1).repeat_interleave(self.points, dim=0), *moving], dim=1)  # (runs, p)
         self.reshuffled, self.orders = reshuffled, torch.arange(n).expand(len(seeds), n)
         self.shuffle()
+
+    def check(self, z: Tensor, values: dict[str, Tensor], when: str) -> None:
+        """Let the loss's own checks look at each point of the grid, and where hyperparameters move at each run."""
+        for run in range(len(z) if self.trained else self.points):
+            own = {name: x[run] for name, x in (self.given | values).items()}
+            try:
+                self.of_batch(z[run, :, : self.n // self.batches], own)
+            except CompanionError as error:
+                raise CompanionError(f"{error}{when}") from error
 
     def shuffle(self) -> None:
         """Draw new batches, if the partition is not fixed; each seed has its own."""

@@ -282,3 +282,12 @@ def test_a_bad_combination_is_found_wherever_in_the_grid():
 def test_bad_input_is_told(arguments):
     with pytest.raises(CompanionError):
         theory.optimise(**{"loss": partial(losses.clip, temperature=0.5), "n": 8, "d": 8} | arguments)
+
+
+@pytest.mark.parametrize("method", ["adam", "lbfgs"])
+def test_a_temperature_that_is_trained_below_zero_is_told(method):
+    def cools(u, v, *, temperature):  # it falls for ever
+        return losses.info_nce(u, v, temperature=temperature) * 0 + (temperature - 1) ** 3
+
+    with pytest.raises(CompanionError, match=r"temperature is .*-.*after \d+ steps"):
+        theory.optimise(cools, 4, 3, trained={"temperature": 0.5}, method=method, steps=200, learning_rate=0.2)
