@@ -13,6 +13,7 @@ import json
 import math
 import multiprocessing
 import platform
+import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -31,6 +32,7 @@ SIZES = {"cpu": tuple(2**k for k in range(4, 14)), "cuda": tuple(2**k for k in r
 LARGE = {"cpu": 50_000, "cuda": 500_000}  # instances, of this package's NT-Xent alone, once
 EXACT = {"cpu": 4096, "cuda": 65_536}  # most instances of which the gradient is held against float64
 PATIENCE = 30.0  # seconds: a contender whose next size would take longer for one pass is not asked
+TURN = 0.05  # seconds that a turn of a contender takes at least: single passes of small batches scatter too much
 
 
 def embeddings(n: int, device: str, autocast: bool) -> tuple[Tensor, Tensor]:
@@ -111,15 +113,17 @@ def _extrapolate(found: dict, key: str, n: int) -> float:
 
 
 def race(loss: str, trials: dict, n: int, device: str, autocast: bool) -> dict[str, list[float]]:
-    """Times of every contender that can do n, in rounds."""
+    """Times of a pass of every contender that can do n, in rounds: the median of its passes in a round."""
     field = {name: CONTENDERS[loss][name](device) for name, found in trials.items() if n in found}
     round_trip = sum(trials[name][n]["seconds"] for name in field)
     rounds = max(4, min(15, int(PATIENCE / max(round_trip, 1e-3))))
     inputs = embeddings(n, device, autocast)
     times = {name: [] for name in field}
+    passes = {name: max(1, round(TURN / trials[name][n]["seconds"])) for name in field}
     for _ in range(1 + rounds):
         for name, function in field.items():
-            times[name].append(seconds(function, inputs, device, autocast))
+            turn = [seconds(function, inputs, device, autocast) for _ in range(passes[name])]
+            times[name].append(statistics.median(turn))
     return {name: rest for name, (_, *rest) in times.items()}  # the first round warms up
 
 

@@ -227,5 +227,15 @@ def test_contenders_take_turns_and_the_first_round_is_not_counted(clock):
     assert times == {"a": [2, 4, 6, 8, 10, 12], "b": [3, 5, 7, 9, 11, 13]}
 
 
+def test_a_turn_of_short_passes_has_as_many_of_them_as_it_takes_and_counts_their_median(clock):
+    calls = itertools.count()
+    clock.seconds = lambda n: next(calls) ** 2
+    trials = {"a": {8: {"seconds": bench.TURN / 3}}, "b": {8: {"seconds": bench.TURN / 2}}}
+    times = bench.race("x", trials, 8, "cpu", False)
+    assert clock.order == (["a"] * 3 + ["b"] * 2) * 16
+    assert times["a"] == [(5 * i + 1) ** 2 for i in range(1, 16)]
+    assert times["b"] == [((5 * i + 3) ** 2 + (5 * i + 4) ** 2) / 2 for i in range(1, 16)]
+
+
 def test_what_shrinks_is_taken_to_grow_in_proportion():
     assert bench._extrapolate({2: {"x": 1.0}, 4: {"x": 0.5}}, "x", 8) == pytest.approx(1.0)
