@@ -30,6 +30,16 @@ VERDICT_COLORS = dict(zip((*VERDICTS, NOT_LEARNT), (PALETTE[2], PALETTE[1], PALE
 pd.set_option("display.max_colwidth", None)  # a claim is shown whole
 WIDTH = 9.0  # inches: the width of a notebook's text
 
+EUROSAT = (
+    "annual crop", "forest", "herbaceous vegetation", "highway", "industrial", "pasture", "permanent crop",
+    "residential", "river", "sea or lake",
+)  # fmt: skip
+
+
+def class_name(dataset: str, y: int) -> str:
+    """What a class is called, if we know."""
+    return EUROSAT[y] if dataset.startswith("eurosat") else f"class {y}"
+
 
 def panels(columns: int = 1, rows: int = 1, *, height: float = 3.4, **options) -> tuple[Figure, np.ndarray]:
     """A figure of text width with ``rows`` × ``columns`` axes in the shared style; axes as a flat array."""

@@ -1,11 +1,12 @@
 """The scoreboard: the ledger as a page, as Markdown and for a terminal, and what chance alone would do to it."""
 
 import html
+from collections.abc import Iterable
 
 import pandas as pd
 
 from companion import paths, store
-from companion.ledger.claims import NOT_LEARNT, VERDICTS, load
+from companion.ledger.claims import NOT_LEARNT, VERDICTS, Claim, load
 from companion.ledger.ledger import Ledger, observed, read
 from companion.ledger.observed import LEVEL
 
@@ -64,6 +65,27 @@ def full_size() -> dict[str, str]:
         for id, record in read(paths.reference() / folder / "claims.json").items():
             found.setdefault(id, f"{observed(record)}, n = {record['n']} ({folder})")
     return found
+
+
+def recorded_on(folders: dict[str, str], claims: Iterable[Claim]) -> pd.DataFrame:
+    """What was recorded of these claims on several data sets, one row a claim of which there is a record: its
+    statement, what is accepted, and value, interval and verdict on each.
+
+    Args:
+        folders: name of a column → folder of the recorded results, such as ``cpu``.
+        claims: of which; others are left out.
+    """
+    found = {name: read(paths.reference() / folder / "claims.json") for name, folder in folders.items()}
+    rows = {
+        claim.id: {"statement": claim.statement, "accepted": f"{claim.quantity}: {claim.range}"}
+        | {
+            name: f"{observed(r[claim.id])}, {r[claim.id]['verdict']}" if claim.id in r else "–"
+            for name, r in found.items()
+        }
+        for claim in claims
+        if any(claim.id in r for r in found.values())
+    }
+    return pd.DataFrame(rows.values(), index=list(rows), columns=["statement", "accepted", *folders])
 
 
 def table(ledger: Ledger) -> pd.DataFrame:

@@ -170,8 +170,7 @@ def test_a_notebook_whose_prerequisites_cannot_be_written_does_not_count_as_exec
         raise CompanionError("The disk is full.")
 
     monkeypatch.setattr(execute.store, "write", full)
-    done = lambda notebook, out, *rest, **options: shutil.copy(notebook, out)  # noqa: E731
-    monkeypatch.setattr(execute.papermill, "execute_notebook", done)
+    monkeypatch.setattr(execute.papermill, "execute_notebook", lambda source, out, *_, **__: shutil.copy(source, out))
     for name in ("CONTRASTIVE_USED_RUNS", "CONTRASTIVE_NOTEBOOK", "CONTRASTIVE_PROGRESS", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, "1")  # it sets them itself; they go back afterwards
     with pytest.raises(CompanionError, match="full"):

@@ -556,6 +556,21 @@ def test_every_claim_has_room_in_its_row_of_the_forest_plot():
         assert lines[numbers] <= 3, claim.id  # beside a line of recorded numbers
 
 
+def test_what_was_recorded_on_several_data_sets_stands_side_by_side(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "reference", lambda: tmp_path)
+    for folder, records in {"one": {"wang2020.plane": record(0.5, 0.4, 0.6)}, "two": {}}.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "claims.json").write_text(json.dumps(records))
+    asked = [load()[id] for id in ("companion.longer", "wang2020.plane")]
+    found = scoreboard.recorded_on({"first": "one", "second": "two", "third": "nowhere"}, asked)
+    assert list(found.index) == ["wang2020.plane"]
+    assert found["statement"].item() == asked[1].statement
+    assert found["first"].item() == f"0.500 [0.400, 0.600], {record(0.5, 0.4, 0.6)['verdict']}"
+    assert found["second"].item() == found["third"].item() == "–"
+    assert found["accepted"].item() == f"{asked[1].quantity}: {asked[1].range}"
+    assert list(scoreboard.recorded_on({"second": "two"}, asked).columns) == ["statement", "accepted", "second"]
+
+
 ENDS_AT_ZERO = {
     "feeney2023.sincere.repulsion",  # never, so not at all
     "lee2025.fig1.pairs",  # a count
