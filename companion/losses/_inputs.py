@@ -13,6 +13,7 @@ from companion.errors import CompanionError, positive, whole
 from companion.similarity import InTiles, OfPrepared, Similarity, cosine
 
 _EMBEDDINGS = ("u", "v", "z", "queue")
+_SINGLE = {torch.float32}
 SHORTEST = 1e-12  # what F.normalize divides by at least
 _checking = ContextVar("checking", default=True)
 _plain = ContextVar("plain", default=False)
@@ -137,7 +138,8 @@ def check_views(u: Tensor, v: Tensor) -> None:
 
 def _check_views(u: Tensor, v: Tensor, least: int) -> None:
     _check_form("u", u, least)
-    _check_form("v", v, least)
+    if not isinstance(v, Tensor) or v.dtype != u.dtype or v.shape != u.shape:
+        _check_form("v", v, least)
     if u.shape != v.shape:
         raise CompanionError(f"u has shape {tuple(u.shape)} and v {tuple(v.shape)}: expected two views of one shape.")
     if u.device != v.device:
@@ -185,14 +187,14 @@ def loss(function=None, *, prepare: bool = True, fused=None, **checks):
     signature = inspect.signature(function)
     parameters = signature.parameters.values()
     positional = [x.name for x in parameters if x.kind is x.POSITIONAL_OR_KEYWORD]
-    required = {x.name for x in parameters if x.default is x.empty}
+    required, known = {x.name for x in parameters if x.default is x.empty}, set(signature.parameters)
 
     @functools.wraps(function)
     def checked(*args, **kwargs):
         arguments = dict(zip(positional, args, strict=False))  # faster than signature.bind, which words the errors
         n = len(args) + len(kwargs)
         arguments |= kwargs
-        if not required <= arguments.keys() <= signature.parameters.keys() or len(arguments) < n:
+        if not required <= arguments.keys() <= known or len(arguments) < n:
             signature.bind(*args, **kwargs)
         checking = _checking.get()
         if checking:
@@ -205,13 +207,14 @@ def loss(function=None, *, prepare: bool = True, fused=None, **checks):
         if "similarity" in arguments:
             arguments["similarity"] = _similarity(arguments["similarity"], arguments.get("tile"))
         given = [name for name in _EMBEDDINGS if arguments.get(name) is not None]
-        dtype = functools.reduce(torch.promote_types, (arguments[name].dtype for name in given), torch.float32)
+        dtypes = {arguments[name].dtype for name in given}
         with without_autocast(arguments[given[0]]):
-            for name in given:
-                arguments[name] = arguments[name].to(dtype)
+            if dtypes != _SINGLE:
+                dtype = functools.reduce(torch.promote_types, dtypes, torch.float32)
+                arguments |= {name: arguments[name].to(dtype) for name in given}
             value = None if fused is None else fused(function, arguments)
             # One look at a value that every embedding goes into is less than a look at each of them.
-            if checking and (value is None or not math.isfinite(value.detach())):
+            if checking and (value is None or not math.isfinite(value.item())):
                 for name in given:
                     _check_finite(name, arguments[name])
             if value is not None:
@@ -272,7 +275,7 @@ def unit_length(z: Tensor) -> tuple[Tensor, Tensor]:
 def within_sphere(of_unit: Tensor, unit: Tensor, lengths: Tensor) -> Tensor:
     """(n, d) gradient of embeddings, from that of what :func:`unit_length` makes of them."""
     radial = (of_unit * unit).sum(dim=1, keepdim=True)  # changes the length, and so nothing
-    radial = radial.masked_fill(lengths <= SHORTEST, 0)  # but an embedding so short is only scaled
+    radial.masked_fill_(lengths <= SHORTEST, 0)  # but an embedding so short is only scaled
     return torch.addcmul(of_unit, radial, unit, value=-1).div_(lengths)
 
 

@@ -66,7 +66,7 @@ def _in_one_step(
     u, v = arguments["u"], arguments["v"]
     divided = part()[1] > 1  # a matrix of more pairs is divided among processes, in tiles
     largest = tiled.LARGEST["cpu"] if divided else few.get(u.device.type, few["cpu"])
-    if times * len(u) * len(v) > largest or is_plain() or is_transformed():
+    if times * u.shape[0] * v.shape[0] > largest or is_plain() or is_transformed():
         return None
     given = [arguments[name] for name in names]
 
@@ -99,15 +99,13 @@ class _Fused(torch.autograd.Function):
         """For the backward pass: the gradients that are wanted, of the views from those of what they are on the sphere.
 
         Args:
-            of_units: (2n, d), or one (n, d) for each view, None where it is not wanted.
+            of_units: (2n, d), or for each view (n, d) or, where it is not wanted, None.
             of_numbers: None where it is not wanted.
         """
-        n = len(units) // 2
-        if isinstance(of_units, Tensor) or all(x is not None for x in of_units):
-            of_units = of_units if isinstance(of_units, Tensor) else torch.cat(of_units)
-            of_views = within_sphere(of_units, units, lengths).split(n)
+        if isinstance(of_units, Tensor):
+            of_views = within_sphere(of_units, units, lengths).chunk(2)
         else:
-            parts = zip(of_units, units.split(n), lengths.split(n), strict=True)
+            parts = zip(of_units, units.chunk(2), lengths.chunk(2), strict=True)
             of_views = [None if of is None else within_sphere(of, *its) for of, *its in parts]
         ctx.save_for_backward(*of_views, *of_numbers)
         # Not saved, since one gradient needs no inputs: they may be changed in place, or come from inference mode.
@@ -118,7 +116,7 @@ class _Fused(torch.autograd.Function):
     def backward(ctx, of_value):
         grads = ctx.saved_tensors
         if not torch.is_grad_enabled():
-            return *(None if grad is None else of_value * grad for grad in grads), None
+            return *[None if grad is None else of_value * grad for grad in grads], None
         if list(map(_version, ctx.inputs)) != ctx.versions:
             raise CompanionError(
                 "An embedding or a hyperparameter was changed in place after the loss was computed of it, and the "
@@ -138,12 +136,12 @@ class _Softmax(_Fused):
     @staticmethod
     def forward(ctx, u, v, temperature, form):
         again, differentiate, both_ways, all_views, competes = form
-        n, (of_u, of_v, of_temperature, _) = len(u), ctx.needs_input_grad
+        n, (of_u, of_v, of_temperature, _) = u.shape[0], ctx.needs_input_grad
         units, lengths = unit_length(torch.cat([u, v]))
-        a, b = (units, units) if all_views else (units[:n], units[n:])
+        a, b = (units, units) if all_views else units.chunk(2)
         slope = cosine.logits(a, b, temperature)  # (anchors, candidates): logits, then exponentials, then ∂ value / ∂ s
         twins = [slope.diagonal(k) for k in ((n, -n) if all_views else (0,))]
-        positives = torch.cat(twins)  # (anchors,)
+        positives = torch.cat(twins) if all_views else twins[0].clone()  # (anchors,)
         for pairs in [*twins, slope.diagonal()] if all_views else twins:
             pairs.fill_(-torch.inf)
         # The value of a tensor is not asked for: a GPU would have to be waited for.
@@ -158,7 +156,7 @@ class _Softmax(_Fused):
         sums = slope.exp_().sum(dim=1)  # (anchors,), both ways (2, anchors)
         if both_ways:
             sums = torch.stack([sums, columns.sum(dim=0)])
-        x = sums.log() - positives
+        x = sums.log().sub_(positives)
         if not bounded:
             x += torch.stack([top, top_of_columns]) if both_ways else top
         value = (F.softplus(x, threshold=LINEAR) if competes else x).mean()
@@ -184,6 +182,8 @@ class _Softmax(_Fused):
         of_temperature = -(a * of_a).sum() / temperature if of_temperature else None
         if all_views:  # where each pair was counted twice
             of_temperature, of_units = None if of_temperature is None else of_temperature / 2, of_a
+        elif of_u and of_v:
+            of_units = torch.cat([of_a, slope.T @ a])
         else:
             of_units = of_a if of_u else None, slope.T @ a if of_v else None
         _Fused.keep(ctx, again, (u, v, temperature), of_units, units, lengths, [of_temperature])
@@ -196,7 +196,7 @@ class _Sigmoid(_Fused):
         again, differentiate = form
         n = len(u)
         units, lengths = unit_length(torch.cat([u, v]))
-        a, b = units[:n], units[n:]
+        a, b = units.chunk(2)
         x = cosine.matrix(a * scale, b).add_(bias)
         positives = x.diagonal()
         positives.neg_()
@@ -210,6 +210,9 @@ class _Sigmoid(_Fused):
         of_a = slope @ b if of_u or of_scale else None
         of_numbers = (a * of_a).sum() / n if of_scale else None, slope.sum() / n if of_bias else None
         factor = scale / n
-        of_units = of_a.mul_(factor) if of_u else None, (slope.T @ a).mul_(factor) if of_v else None
+        if of_u and of_v:
+            of_units = torch.cat([of_a, slope.T @ a]).mul_(factor)
+        else:
+            of_units = of_a.mul_(factor) if of_u else None, (slope.T @ a).mul_(factor) if of_v else None
         _Fused.keep(ctx, again, (u, v, scale, bias), of_units, units, lengths, of_numbers)
         return value

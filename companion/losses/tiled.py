@@ -11,6 +11,7 @@ Gradients are exact. One that is to be differentiated again (``create_graph=True
 several at once (``is_grads_batched=True``) can be had inside :func:`companion.losses.plain` alone.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -53,7 +54,12 @@ def side(a: Tensor, b: Tensor, tile: int | None, similarity: Similarity, *, larg
 
 def bounded(similarity: Similarity, temperature: float, dtype: torch.dtype) -> bool:
     """Whether every exponential of a logit, and the sum of any number of them, is in the range of the dtype."""
-    return max(abs(similarity.low), abs(similarity.high)) / temperature < 0.7 * math.log(torch.finfo(dtype).max)
+    return max(abs(similarity.low), abs(similarity.high)) / temperature < _largest_logit(dtype)
+
+
+@functools.cache
+def _largest_logit(dtype: torch.dtype) -> float:
+    return 0.7 * math.log(torch.finfo(dtype).max)
 
 
 def log_sum_exp(
