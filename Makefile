@@ -29,8 +29,9 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 ifeq ($(filter $(PROFILE),auto $(PROFILES)),)
 $(error Unknown PROFILE '$(PROFILE)': expected one of auto $(PROFILES))
 endif
-# auto: a CUDA device, then gpu; else cpu
-profile := $(or $(filter-out auto,$(PROFILE)),$(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu))
+# auto: gpu on a GPU of a data centre, told by its GiB of memory as companion.course.profiles does; else cpu
+DATA_CENTRE := 36
+profile := $(or $(filter-out auto,$(PROFILE)),$(shell nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | awk 'NR == 1 && $$1 + 0 >= $(DATA_CENTRE) * 1024 {found = "gpu"} END {print found ? found : "cpu"}'))
 
 # What overrides a profile's own settings goes to a results folder of its own (companion.course.profiles names it).
 slug   := $(shell printf '%s' '$(DATASET)' | sed 's|^imagefolder:||; s|/*$$||; s|.*/||' | tr 'A-Z' 'a-z' | tr -sc 'a-z0-9' '-' | sed 's/^-//; s/-$$//')
@@ -67,7 +68,7 @@ help: ## print this help
 	@echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "  PROFILE    auto $(PROFILES); auto is gpu where there is a CUDA device, else cpu"
+	@echo "  PROFILE    auto $(PROFILES); auto is gpu on a GPU of $(DATA_CENTRE) GiB or more, else cpu"
 	@echo "  NOTEBOOKS  numbers of notebooks to run; default: all"
 	@echo "  CLAIMS     ids of claims, or what several begin with up to a dot: run the notebooks that test them"
 	@echo "  DATA       folder with data sets that you have already"

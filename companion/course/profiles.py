@@ -82,6 +82,8 @@ _CIFAR = {
 }  # fmt: skip
 _CIFAR_VIEWS = {"crop_scale": 0.08, "jitter": 0.4, "grayscale": 0.2}
 
+DATA_CENTRE = 36  # GiB of memory: a data centre's GPUs have more, and take hours for `gpu`; others take far longer
+
 _PROFILES = {
     "smoke": Profile(
         name="smoke",
@@ -117,7 +119,8 @@ def load(name: str = "auto", *, dataset: str = "", seed: int = 0) -> Profile:
 
     Args:
         name: ``smoke``, ``cpu``, ``gpu``, ``paper``, ``reference``, or ``auto``: the environment variable
-            ``CONTRASTIVE_PROFILE`` if it is set, else ``gpu`` where CUDA is available, else ``cpu``.
+            ``CONTRASTIVE_PROFILE`` if it is set, else ``gpu`` on a GPU of :data:`DATA_CENTRE` or more, else ``cpu``,
+            which takes minutes and downloads nothing.
         dataset: a data set to use in place of the profile's own.
         seed: added to every seed of the profile.
 
@@ -126,7 +129,7 @@ def load(name: str = "auto", *, dataset: str = "", seed: int = 0) -> Profile:
             sees no CUDA, but for a dry run.
     """
     if name == "auto":
-        name = os.environ.get("CONTRASTIVE_PROFILE") or ("gpu" if _cuda() else "cpu")
+        name = os.environ.get("CONTRASTIVE_PROFILE") or ("gpu" if _data_centre() else "cpu")
     profile = named(name)
     if profile.accelerator == "cuda" and not _cuda() and not _planned():
         raise CompanionError(
@@ -164,3 +167,9 @@ def _cuda() -> bool:
     import torch  # only here: listing the profiles must not take seconds
 
     return torch.cuda.is_available()
+
+
+def _data_centre() -> bool:
+    import torch
+
+    return _cuda() and torch.cuda.get_device_properties(0).total_memory >= DATA_CENTRE * 2**30

@@ -1,3 +1,5 @@
+import types
+
 import pytest
 import torch
 
@@ -26,7 +28,10 @@ def test_auto_follows_the_hardware_unless_told(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert profiles.load("auto").name == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert profiles.load("auto").name == "gpu"
+    for gib, name in ((8, "cpu"), (24, "cpu"), (39.4, "gpu"), (80, "gpu")):
+        memory = types.SimpleNamespace(total_memory=int(gib * 2**30))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, memory=memory: memory)
+        assert profiles.load("auto").name == name
     monkeypatch.setenv("CONTRASTIVE_PROFILE", "smoke")
     assert profiles.load("auto").name == "smoke"
 

@@ -305,6 +305,25 @@ def test_makefile_and_package_agree(monkeypatch):
         assert done.stdout.strip() == f"results/{profiles.load(name, dataset=dataset, seed=seed).folder}"
 
 
+@pytest.mark.parametrize(
+    ("memory", "profile"),
+    [("8188", "cpu"), ("24564", "cpu"), ("40960", "gpu"), ("81559\n8188", "gpu"), ("[N/A]", "cpu"), (None, "cpu")],
+)
+def test_auto_is_gpu_on_a_gpu_of_a_data_centre_alone(memory, profile, tmp_path):
+    makefile = (paths.ROOT / "Makefile").read_text()
+    assert int(re.search(r"^DATA_CENTRE := (\d+)$", makefile, re.M).group(1)) == profiles.DATA_CENTRE
+    pretended = tmp_path / "nvidia-smi"
+    pretended.write_text(f"#!/bin/sh\necho '{memory}'\n" if memory else "#!/bin/sh\necho 'no driver' >&2\nexit 9\n")
+    pretended.chmod(0o755)
+    done = subprocess.run(
+        ["make", "-f", "-", "VENV=", "PROFILE=auto", "which"],
+        input=makefile + "\nwhich:\n\t@echo $(profile)\n",
+        cwd=paths.ROOT, capture_output=True, text=True, check=True,
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.stdout.strip() == profile
+
+
 def test_every_name_that_a_config_may_hold_exists():
     assert set(data._TORCHVISION) | {EMBEDDED, EMOJI, "digits", "eurosat", "imagefolder:PATH"} == set(DATASETS)
     for name in (*contrastive.LOSSES, *labelled.WITH_MARGIN, *labelled.WITH_TEMPERATURE):
