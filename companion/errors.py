@@ -63,6 +63,14 @@ def choose(value, options, what: str):
     raise CompanionError(f"Unknown {what} {value!r}: expected one of {', '.join(map(str, options))}.{hint}")
 
 
+def known_arguments(function: str, given, known) -> None:
+    """Raise as Python does for a keyword argument that a function does not know, with the nearest that it does."""
+    for name in sorted(set(given) - set(known)):
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise TypeError(f"{function}() got an unexpected keyword argument {name!r}.{hint}")
+
+
 def positive(value, what: str, *, zero: bool = False) -> float:
     """Return ``value`` if it is a finite number > 0 (or >= 0 with ``zero=True``), else raise."""
     number = _finite(value)

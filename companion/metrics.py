@@ -1,5 +1,6 @@
 """What the papers measure on embeddings."""
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from companion import losses
 from companion.errors import CompanionError
-from companion.losses._inputs import check_embeddings, check_labels, check_views
+from companion.losses._inputs import check_embeddings, check_labels, check_views, without_autocast
 from companion.losses.families import pair_gradient
 from companion.similarity import Similarity, cosine, off_diagonal
 
@@ -30,7 +31,7 @@ def similarity_statistics(u: Tensor, v: Tensor) -> dict[str, float]:
         CompanionError: if the embeddings are not two finite (n, d) views with n >= 2.
     """
     check_views(u, v)
-    s = _double(cosine(u, v))
+    s = _double(_cosines(u, v))
     positives, negatives = s.diagonal(), off_diagonal(s)
     return {
         "positive_mean": positives.mean().item(),
@@ -62,7 +63,7 @@ def variance_parts(u: Tensor, v: Tensor, y: Tensor) -> dict[str, float]:
     """
     check_views(u, v)
     check_labels(y, u, anywhere=True)
-    s = _double(cosine(u, v)).fill_diagonal_(0)  # (n, n); the positives on the diagonal count for nothing
+    s = _double(_cosines(u, v)).fill_diagonal_(0)  # (n, n); the positives on the diagonal count for nothing
     member = F.one_hot(y.unique(return_inverse=True)[1].to(s.device)).double()  # (n, C)
     sizes = member.sum(dim=0)  # (C,)
     pairs = sizes[:, None] * sizes - torch.diag(sizes)  # (C, C) negatives in each ordered pair of classes
@@ -111,11 +112,19 @@ def tolerance(z: Tensor, y: Tensor) -> float:
     """
     check_embeddings("z", z)
     check_labels(y, z)
-    z = z.to(torch.promote_types(z.dtype, torch.float32))  # half precision overflows in the sum
-    same = off_diagonal((y[:, None] == y).to(z.dtype))
+    s = off_diagonal(_cosines(z, z))
+    same = off_diagonal((y[:, None] == y).to(s.dtype))
     if not same.any():
         raise CompanionError(f"All {len(y)} labels differ: expected a class with at least two members.")
-    return ((off_diagonal(cosine(z, z)) * same).sum() / same.sum()).item()
+    return ((s * same).sum() / same.sum()).item()
+
+
+def _cosines(a: Tensor, b: Tensor) -> Tensor:
+    """(n, k) cosine similarities in float32 or better, whatever autocast says: in half precision lengths overflow, and
+    near similarities are one."""
+    with without_autocast(a):
+        dtype = functools.reduce(torch.promote_types, (a.dtype, b.dtype), torch.float32)
+        return cosine(a.to(dtype), b.to(dtype))
 
 
 def _double(s: Tensor) -> Tensor:
@@ -136,8 +145,17 @@ def nearest_similarities(train: Tensor, labels: Tensor, test: Tensor, test_label
 
     Returns:
         target (q,) and noise (q,), in [-1, 1]; the margin of the paper is the difference of their medians.
+
+    Raises:
+        CompanionError: if embeddings are not finite and of one dimension, or there is no label for each, or for a test
+            image no training image of its class, or none of another.
     """
-    s, same = cosine(test, train), test_labels[:, None] == labels  # (q, n)
+    for name, z, y in (("train", train, labels), ("test", test, test_labels)):
+        check_embeddings(name, z, least=1)
+        check_labels(y, z)
+    if train.shape[1] != test.shape[1]:
+        raise CompanionError(f"train has shape {tuple(train.shape)} and test {tuple(test.shape)}: expected one d.")
+    s, same = _cosines(test, train), test_labels[:, None] == labels  # (q, n)
     if not (same.any(dim=1) & ~same.all(dim=1)).all():
         raise CompanionError("A test image has no training image of its class, or of no other: expected both.")
     return tuple(s.masked_fill(~mask, -torch.inf).amax(dim=1) for mask in (same, ~same))

@@ -85,7 +85,21 @@ class InTiles(Similarity):
         return torch.cat([self.matrix(*part).diagonal() for part in parts])
 
 
-class _Cosine(Similarity):
+class _Named(Similarity):
+    """One of this module's own, of which there is one only: a copy of it is itself."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self._name = name
+
+    def __reduce__(self):
+        return self._name
+
+    def __repr__(self):
+        return f"companion.similarity.{self._name}"
+
+
+class _Cosine(_Named):
     """Cosine similarity, aᵀb / (‖a‖ ‖b‖), in [-1, 1].
 
     Its gradient with respect to the angle θ is -sin θ: the pull on an almost aligned pair vanishes. It is not derived
@@ -107,7 +121,7 @@ class _Cosine(Similarity):
         return self.matrix(a / temperature, b)  # n·d divisions instead of n·k
 
 
-class _ArcLength(Similarity):
+class _ArcLength(_Named):
     """Negative arc length (Feeney & Hughes), 1 - θ/π for the angle θ between a and b, in [0, 1].
 
     Its pull does not fade with the angle, but d arccos(s)/ds = -1/√(1 - s²) is unbounded at a cosine s of ±1. The
@@ -133,7 +147,7 @@ class _ArcLength(Similarity):
         return 1 - c.clamp(-guard, guard).arccos() / math.pi
 
 
-class _Euclidean(Similarity):
+class _Euclidean(_Named):
     """Negative Euclidean distance, -‖a - b‖₂, in (-∞, 0]; the embeddings keep their length.
 
     Distances are taken from the differences, not from inner products, which would lose the digits of near pairs. The
@@ -149,9 +163,9 @@ class _Euclidean(Similarity):
         return -(a - b).norm(dim=1)
 
 
-cosine = _Cosine()
-arc_length = _ArcLength()
-euclidean = _Euclidean()
+cosine = _Cosine("cosine")
+arc_length = _ArcLength("arc_length")
+euclidean = _Euclidean("euclidean")
 
 
 def off_diagonal(s: Tensor) -> Tensor:

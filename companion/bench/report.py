@@ -4,10 +4,12 @@ import io
 import statistics
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-
 from companion import store
 from companion.course import figures
+from companion.errors import extra
+
+with extra("course"):
+    import matplotlib.pyplot as plt
 
 FLOOR, AUTO, TILED, DENSE = "three products", "companion", "companion, tiled", "companion, dense"
 USUAL = "usual formula"

@@ -11,14 +11,13 @@ import sys
 import time
 
 import torch
-from lightning_fabric import Fabric
 from torch.optim.swa_utils import update_bn
 
 from companion import paths, store
 from companion.bench import speedlog
 from companion.bench.tricks import RECORD, SMALL, TRICKS, Clock, Growing, Race, Racer
 from companion.course.profiles import slug
-from companion.errors import CompanionError, command, positive
+from companion.errors import CompanionError, command, extra, positive
 from companion.training import initial, load_data, probe, train
 from companion.training.config import ACCELERATORS, EMBEDDED
 from companion.training.data import Data
@@ -27,6 +26,9 @@ from companion.training.provenance import algorithms, provenance
 from companion.training.rates import STEP
 from companion.training.resume import terminable
 from companion.training.runs import features
+
+with extra("train"):
+    from lightning_fabric import Fabric
 
 NEIGHBOURS = 10
 FOREVER = 1e9  # minutes

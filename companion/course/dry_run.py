@@ -15,8 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from unittest.mock import patch
 
-from lightning_fabric import Fabric
-
 from companion.course.student import opened
 from companion.errors import CompanionError, extra
 from companion.ledger import Ledger
@@ -26,6 +24,7 @@ from companion.training.planned import Plan, dry_run
 
 with extra("course"):
     import matplotlib.pyplot
+    from lightning_fabric import Fabric
 
 TRAINERS = ("run", "sweep", "table", "table_of", "train")  # functions of companion.training that train
 SECONDS = 10  # for one statement

@@ -12,12 +12,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 from companion import paths, store
 from companion.course import profiles
-from companion.errors import CompanionError, command
+from companion.errors import CompanionError, command, extra
 from companion.ledger.ledger import STOOD, TAKEN, take_over
 from companion.ledger.ledger import read as read_claims
 from companion.training import data
@@ -26,6 +25,9 @@ from companion.training.encoders import FIXED
 from companion.training.recorded import HISTORIES, begin_histories, fill, read, record
 from companion.training.runs import FILES, Run, complete, stored
 from companion.training.sweeps import sweep
+
+with extra("course"):
+    import pandas as pd
 
 WEIGHTS = "weights.safetensors"  # many times as large as the rest of a run, and nothing that is recorded needs them
 BASELINES = ("pixels", "colours", "untrained", "supervised")

@@ -119,7 +119,7 @@ def load(name: str = "auto", *, dataset: str = "", seed: int = 0) -> Profile:
 
     Args:
         name: ``smoke``, ``cpu``, ``gpu``, ``paper``, ``reference``, or ``auto``: the environment variable
-            ``CONTRASTIVE_PROFILE`` if it is set, else ``gpu`` on a GPU of :data:`DATA_CENTRE` or more, else ``cpu``,
+            ``CONTRASTIVE_PROFILE`` if it is set, else ``gpu`` on a GPU of ``DATA_CENTRE`` GiB or more, else ``cpu``,
             which takes minutes and downloads nothing.
         dataset: a data set to use in place of the profile's own.
         seed: added to every seed of the profile.

@@ -3,9 +3,9 @@
 import argparse
 import sys
 
-from companion.diagnose import diagnose, load, page, table
+from companion.diagnose import diagnose, figures, load, page, table
 from companion.diagnose.reading import MAX_PAIRS
-from companion.errors import command
+from companion.errors import MissingExtraError, command
 
 
 @command
@@ -32,8 +32,15 @@ def main(arguments: list[str] | None = None) -> None:
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default: %(default)s)")
     arguments = parser.parse_args(arguments)
-    if arguments.out:
+    if arguments.out:  # before minutes of reading
         page.check_name(arguments.out)
+        try:
+            figures.library()
+        except MissingExtraError as error:
+            if arguments.out != parser.get_default("out"):
+                raise
+            print(f"No page is written, the table alone: {error}", file=sys.stderr)
+            arguments.out = None
     reading = diagnose(
         load(arguments.u), load(arguments.v), labels=load(arguments.labels) if arguments.labels else None,
         n=arguments.n, scale=arguments.scale, bias=arguments.bias, max_pairs=arguments.sample, seed=arguments.seed,

@@ -58,9 +58,10 @@ class Rows:
 
     def _check_form(self) -> None:
         name, array = self.name, self._array
-        if not isinstance(array, np.ndarray | Tensor):
+        if not isinstance(array, np.ndarray | Tensor) or isinstance(array, np.ma.MaskedArray):
             raise CompanionError(
-                f"{name} is a {type(array).__name__}: expected a NumPy array or a torch.Tensor of shape (n, d)."
+                f"{name} is a {type(array).__name__}: expected a NumPy array or a torch.Tensor of shape (n, d), "
+                "nothing of it masked."
             )
         if array.ndim != 2 or array.shape[1] < 1:
             raise CompanionError(
@@ -122,7 +123,10 @@ def classes(labels, n: int) -> tuple[Tensor, int]:
     Raises:
         CompanionError: if they are not one such label a pair, or all differ.
     """
+    labels = labels.float() if isinstance(labels, Tensor) and labels.dtype is torch.bfloat16 else labels  # not of NumPy
     y = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    if y.dtype == object and len({type(label) for label in y.flat} - {str}) == 0:  # as tables hold strings
+        y = y.astype(str)
     if y.dtype.kind not in "iubUS":
         raise CompanionError(f"The labels have dtype {y.dtype}: expected whole numbers or strings, one a pair.")
     if y.shape != (n,):

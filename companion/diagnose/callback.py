@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import sys
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 
@@ -97,6 +98,14 @@ class SimilarityLogger:
     def __reduce__(self):  # its class is made when it is needed, so pickle has to make it again
         options = {name: getattr(self, name) for name in ("every", "when", "n", "prefix")}
         return functools.partial(SimilarityLogger, **options), (self.embeddings,)
+
+    def on_train_start(self, trainer, pl_module):
+        if self.when == "validation" and not trainer.enable_validation:
+            warnings.warn(
+                "SimilarityLogger logs nothing, since there is no validation: hand the Trainer batches for it, or take "
+                "when='train' or 'both'.",
+                stacklevel=2,
+            )
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         found = self._read("train", pl_module, batch, batch_idx)

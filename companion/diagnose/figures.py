@@ -34,15 +34,26 @@ class Picture(NamedTuple):
     alt: str  #: what it shows, with its numbers
 
 
+def library():
+    """matplotlib.
+
+    Raises:
+        MissingExtraError: if it is not installed.
+    """
+    with extra("course"):
+        import matplotlib
+    return matplotlib
+
+
 def draw(r: Reading) -> list[Picture]:
     """The histograms of similarities, the spectrum, and the plane of mean similarities with the bound.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
     """
-    with extra("course"):
-        import matplotlib
-        from matplotlib.figure import Figure
+    matplotlib = library()
+    from matplotlib.figure import Figure
+
     pictures = []
     with matplotlib.rc_context(STYLE):
         for title, plot in (

@@ -1,11 +1,11 @@
 """Contrastive losses as plain functions of raw embeddings.
 
 ``u, v`` are (n, d): two views of the n instances that the loss sees, m in the notebooks, where n is the training set.
-``z`` is (n, d) with labels ``y`` (n,), N in the notebooks. Every loss L2-normalises inside
-(except with Euclidean similarity), computes in float32 or better whatever autocast says, and returns a scalar: the mean
-over anchors. Hyperparameters are keyword-only. Input is checked, except inside :func:`unchecked`. Few pairs
-are computed as one matrix, some losses with their gradient in one step (``companion/losses/fused.py``), many in tiles
-(:mod:`companion.losses.tiled`).
+``z`` is (n, d) with labels ``y`` (n,), N in the notebooks. Every loss L2-normalises inside with cosine, the default,
+and arc length, as ``F.normalize`` does (an embedding of length 0, or of one that its dtype cannot hold, becomes 0),
+computes in float32 or better whatever autocast says, and returns a scalar: the mean over anchors. Hyperparameters are
+keyword-only. Input is checked, except inside :func:`unchecked`. Few pairs are computed as one matrix, some losses with
+their gradient in one step (``companion/losses/fused.py``), many in tiles (:mod:`companion.losses.tiled`).
 """
 
 from companion.losses._gather import gather
@@ -27,6 +27,8 @@ from companion.losses.softmax import (
 )
 from companion.losses.supervised import eps_sup_info_nce, sincere, sup_con
 
+from companion.losses import families  # isort: skip  # last, since it takes the others from here
+
 __all__ = [
     "LogitScale",
     "align",
@@ -39,6 +41,7 @@ __all__ = [
     "dhel",
     "divided",
     "eps_sup_info_nce",
+    "families",
     "gather",
     "hard_contrastive",
     "info_nce",

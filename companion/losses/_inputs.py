@@ -9,7 +9,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from companion.errors import CompanionError, positive, whole
+from companion.errors import CompanionError, known_arguments, positive, whole
 from companion.similarity import InTiles, OfPrepared, Similarity, cosine
 
 _EMBEDDINGS = ("u", "v", "z", "queue")
@@ -60,9 +60,12 @@ def is_plain() -> bool:
 def is_transformed() -> bool:
     """Whether ``torch.func`` maps what is computed, forward mode differentiates it or the compiler traces it: all three
     take plain torch operations only."""
-    if torch.compiler.is_compiling():
-        return True
-    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
+    return torch.compiler.is_compiling() or is_mapped() or torch.autograd.forward_ad._current_level >= 0
+
+
+def is_mapped() -> bool:
+    """Whether this is inside of a transform of ``torch.func``."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def divided():
@@ -195,6 +198,7 @@ def loss(function=None, *, prepare: bool = True, fused=None, **checks):
         n = len(args) + len(kwargs)
         arguments |= kwargs
         if not required <= arguments.keys() <= known or len(arguments) < n:
+            known_arguments(function.__name__, arguments, known)
             signature.bind(*args, **kwargs)
         checking = _checking.get()
         if checking:
@@ -236,7 +240,7 @@ def _check_forms(arguments: dict) -> None:
         _check_views(arguments["u"], arguments["v"], least=1 if queued else 2)
     else:
         _check_form("z", arguments["z"], least=2)
-    if arguments.get("y") is not None:
+    if arguments.get("y") is not None or ("z" in arguments and "y" in arguments):
         check_labels(arguments["y"], arguments.get("z", arguments.get("u")))
     if queued:
         _check_queue(arguments["queue"], arguments["u"])

@@ -107,24 +107,34 @@ class _Fused(torch.autograd.Function):
         else:
             parts = zip(of_units, units.chunk(2), lengths.chunk(2), strict=True)
             of_views = [None if of is None else within_sphere(of, *its) for of, *its in parts]
-        ctx.save_for_backward(*of_views, *of_numbers)
-        # Not saved, since one gradient needs no inputs: they may be changed in place, or come from inference mode.
-        ctx.again, ctx.inputs = again, [x if isinstance(x, Tensor) else None for x in inputs]
-        ctx.versions = list(map(_version, ctx.inputs))
+        grads = *of_views, *of_numbers
+        ctx.save_for_backward(*grads)
+        # Not saved, since one gradient needs no inputs: they may be changed in place, or come from inference mode. They
+        # go with a gradient, which the backward pass frees, where it is kept as it is.
+        inputs = [x if isinstance(x, Tensor) else None for x in inputs]
+        holder = ctx if _packed() else next(grad for grad in grads if grad is not None)
+        holder.recipe = again, inputs, list(map(_version, inputs))
 
     @staticmethod
     def backward(ctx, of_value):
         grads = ctx.saved_tensors
         if not torch.is_grad_enabled():
             return *[None if grad is None else of_value * grad for grad in grads], None
-        if list(map(_version, ctx.inputs)) != ctx.versions:
+        holder = ctx if hasattr(ctx, "recipe") else next(grad for grad in grads if grad is not None)
+        again, inputs, versions = holder.recipe
+        if list(map(_version, inputs)) != versions:
             raise CompanionError(
                 "An embedding or a hyperparameter was changed in place after the loss was computed of it, and the "
                 "gradient is to be differentiated (create_graph=True): expected the values that the loss had. Change "
                 "a clone, or change it later."
             )
         with without_autocast(of_value):
-            return *tiled.differentiable(ctx.again, ctx.inputs, of_value), None
+            return *tiled.differentiable(again, inputs, of_value), None
+
+
+def _packed() -> bool:
+    """Whether what is saved for a backward pass goes through hooks, as on its way to the CPU."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
 def _version(x: Tensor | None) -> int:

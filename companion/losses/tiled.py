@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from companion.errors import CompanionError
 from companion.losses._gather import add_up, add_up_exponentials, check_same, part
-from companion.losses._inputs import is_plain, is_transformed, scalar, without_autocast
+from companion.losses._inputs import is_mapped, is_plain, is_transformed, scalar, without_autocast
 from companion.similarity import Similarity
 
 # By kind of device: pairs up to which the whole matrix is as fast, and the side of the tiles beyond that. A CPU's cache
@@ -37,13 +37,16 @@ def side(a: Tensor, b: Tensor, tile: int | None, similarity: Similarity, *, larg
     """The side of the tiles to compute the pairs of a and b in: ``tile`` if it is given, else what is fastest for so
     many; None is the whole matrix, taken up to ``LARGEST`` pairs, or ``largest`` if that is more, for a narrow matrix,
     and for a similarity that may depend on more than its two embeddings. The matrix alone can be mapped by
-    ``torch.func``, differentiated forwards or compiled, and is taken there. Where processes divide the tiles, a CPU's
+    ``torch.func``, and is taken there even if a tile is given; also where nothing is given and it is differentiated
+    forwards or compiled. Where processes divide the tiles, a CPU's
     bounds hold everywhere, and each process gets a few."""
     _, processes = part()
     kind = a.device.type if a.device.type in SIDE else "cpu"
     like = kind if processes == 1 else "cpu"
     pairs, narrow = len(a) * len(b), min(len(a), len(b)) < SIDE[like] // 4
     most = max(LARGEST[like], largest, NARROW if narrow else 0)
+    if is_mapped():
+        return None
     if tile is not None or is_plain() or not similarity.pairwise or pairs <= most:
         return tile
     if is_transformed():

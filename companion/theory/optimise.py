@@ -79,7 +79,10 @@ def optimise(
     choose(schedule, SCHEDULES, "schedule")
     if choose(partition, PARTITIONS, "partition") == "reshuffled" and method == "lbfgs":
         raise CompanionError("L-BFGS needs a loss that stays the same: use method='adam' with a reshuffled partition.")
-    problem = _Problem(loss, n, d, m, list(seeds), given or {}, trained or {}, partition == "reshuffled")
+    seeds = list(seeds) if isinstance(seeds, Iterable) else [seeds]
+    if not seeds or not all(isinstance(seed, int) for seed in seeds):
+        raise CompanionError(f"seeds is {seeds!r}: expected at least one whole number, one a run.")
+    problem = _Problem(loss, n, d, m, seeds, given or {}, trained or {}, partition == "reshuffled")
     records = []
 
     def note(step: int, x: Tensor) -> None:

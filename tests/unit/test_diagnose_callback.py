@@ -134,6 +134,21 @@ def test_a_trainer_logs_what_the_dictionary_says(lightning, tmp_path):
     assert not [name for name in logged[0] if "train" in name]
 
 
+def test_a_training_without_validation_is_told_that_nothing_is_logged(lightning):
+    data = torch.utils.data.TensorDataset(*torch.randn(2, 16, 6))
+    module, batches = toy(lightning), torch.utils.data.DataLoader(data, batch_size=8)
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    for when in ("validation", "both"):
+        callback = SimilarityLogger(embeddings, when=when)
+        trainer = lightning.Trainer(max_epochs=1, callbacks=[callback], enable_model_summary=False, **options)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            trainer.fit(module, batches)
+        assert any("SimilarityLogger logs nothing" in str(warning.message) for warning in told) == (
+            when == "validation"
+        )
+
+
 def test_it_logs_every_k_th_batch_of_the_training(lightning, tmp_path):
     logger = lightning.loggers.CSVLogger(tmp_path)
     fit(lightning, tmp_path, [SimilarityLogger(embeddings, every=2, when="train", prefix="")], logger)

@@ -41,6 +41,9 @@ BAD = {
     "few labels": ((U, V), {"labels": [0, 1]}, r"The labels have shape \(2,\): expected \(20,\)"),
     "labels in columns": ((U, V), {"labels": np.zeros((20, 1), int)}, r"The labels have shape \(20, 1\)"),
     "broken labels": ((U, V), {"labels": torch.rand(20)}, "The labels have dtype float32: expected whole numbers or"),
+    "broken labels of half precision": ((U, V), {"labels": torch.rand(20).bfloat16()}, "The labels have dtype float32"),
+    "labels of several kinds": ((U, V), {"labels": np.array([1, "a"] * 10, object)}, "The labels have dtype object"),
+    "a mask": ((U, np.ma.masked_array(V.numpy(), V.numpy() > 1)), {}, "v is a MaskedArray: .* nothing of it masked"),
     "labels that all differ": ((U, V), {"labels": torch.arange(20)}, "All 20 labels differ"),
     "a small training set": ((U, V), {"n": 19}, r"n \(the size of the training set .*\) is 19: .* at least 20"),
     "half a SigLIP": ((U, V), {"scale": 10}, "bias is missing"),
@@ -266,6 +269,22 @@ def test_a_page_that_fails_leaves_the_one_before(folder, monkeypatch):
         page.write(diagnose(U, U), folder / "page.html")
     assert (folder / "page.html").read_bytes() == before
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_labels_as_a_table_holds_them():
+    names = np.array(["a", "b", "b", "c"] * 5, dtype=object)
+    assert diagnose(U, V, labels=names).classes == diagnose(U, V, labels=names.astype(str)).classes
+
+
+def test_without_matplotlib_the_table_is_printed_unless_a_page_was_asked_for(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["u.npy", "v.npy"]) == 0
+    printed = capsys.readouterr()
+    assert "20 pairs of embeddings" in printed.out
+    assert "No page is written, the table alone: matplotlib is not installed" in printed.err
+    assert main(["u.npy", "v.npy", "--out", "own.html"]) == 2
+    assert not capsys.readouterr().out
 
 
 def test_a_missing_matplotlib_is_named(folder, monkeypatch):

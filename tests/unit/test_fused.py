@@ -1,5 +1,7 @@
 """Losses whose value and gradient come in one step are the formula's, and are taken only where they can be."""
 
+import contextlib
+import weakref
 from functools import partial
 
 import pytest
@@ -270,6 +272,24 @@ def test_what_is_changed_in_place_before_the_backward_pass(loss):
     assert torch.equal(torch.autograd.grad(value, leaf, retain_graph=True)[0], expected)
     with pytest.raises(CompanionError, match="changed in place after the loss was computed"):
         torch.autograd.grad(value, leaf, create_graph=True)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_embeddings_go_with_the_backward_pass_though_the_loss_is_kept(packed, loss):
+    u, v = views()
+    hooks = torch.autograd.graph.save_on_cpu() if packed else contextlib.nullcontext()
+    first = u.clone().requires_grad_()
+    embedded = first * 1
+    with hooks:
+        value = loss(embedded, v)
+    assert in_one_step(value)
+    known = weakref.ref(embedded)
+    (gradient,) = torch.autograd.grad(value, embedded, create_graph=True)
+    torch.testing.assert_close(gradient, value_and_gradients(formula(loss), [u, v])[1])
+    assert gradient.requires_grad
+    del embedded, gradient
+    value.backward()
+    assert packed or known() is None
 
 
 def test_only_gradients_that_are_wanted_are_kept():

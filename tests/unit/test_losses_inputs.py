@@ -72,6 +72,7 @@ def test_bad_temperature(name, temperature):
         (LABELS[None], r"y has shape \(1, 8\)"),
         (LABELS.float(), "y has dtype torch.float32: expected a torch.Tensor of whole numbers"),
         (LABELS.tolist(), "y has type list"),
+        (None, "y has type NoneType"),
     ],
 )
 def test_bad_labels(name, y, message):
@@ -309,6 +310,7 @@ def test_finite_values_whose_sum_overflows_are_finite():
         (2, {"u": U, "temperature": 0.2}, "multiple values for argument 'u'"),
         (1, {"temperature": 0.2}, "missing a required argument: 'v'"),
         (2, {}, "missing a required argument: 'temperature'"),
+        (2, {"temprature": 0.2}, r"info_nce\(\) got an unexpected .* 'temprature'. Did you mean 'temperature'\?"),
         (2, {"temperature": 0.2, "weights": None}, "unexpected keyword argument 'weights'"),
     ],
 )

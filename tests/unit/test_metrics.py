@@ -202,3 +202,41 @@ def test_labels_are_whole_numbers_of_any_kind_one_an_embedding():
             metrics.tolerance(u, bad)
     with pytest.raises(CompanionError, match="NaN or infinite"):
         metrics.tolerance(u / 0, y)
+
+
+@pytest.mark.parametrize("kind", ["autocast", "bfloat16", "float16, long", "mixed"])
+def test_statistics_are_taken_in_single_precision_at_least(kind):
+    """In a cone, where the similarities of half precision are one; and of lengths that it cannot hold."""
+    generator = torch.Generator().manual_seed(0)
+    near = torch.randn(1, 64, generator=generator) * 3 + 0.15 * torch.randn(2, 60, 64, generator=generator)
+    u, v = {
+        "autocast": near, "bfloat16": near.bfloat16(), "float16, long": (near * 2000).half(),
+        "mixed": (near[0].half(), near[1].double()),
+    }[kind]  # fmt: skip
+    y = torch.arange(60) % 4
+
+    def found(u, v):
+        s = metrics.nearest_similarities(u[:30], y[:30], v[30:], y[30:])
+        return [
+            *metrics.similarity_statistics(u, v).values(), *metrics.variance_parts(u, v, y).values(),
+            metrics.tolerance(u, y), *s[0].tolist(), *s[1].tolist(),
+        ]  # fmt: skip
+
+    expected = found(u.double(), v.double())
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+        observed = found(u, v)
+    assert expected[3] > 1e-7
+    assert observed == pytest.approx(expected, rel=2e-3, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("train", "labels", "test", "expected"),
+    [
+        (torch.full((4, 3), torch.nan), torch.arange(4) % 2, torch.ones(2, 3), "train has NaN"),
+        (torch.ones(4, 3), torch.arange(3) % 2, torch.ones(2, 3), r"y has shape \(3,\)"),
+        (torch.ones(4, 3), torch.arange(4) % 2, torch.ones(2, 4), r"train has shape \(4, 3\) and test \(2, 4\)"),
+    ],
+)
+def test_nearest_similarities_of_what_does_not_fit_are_told(train, labels, test, expected):
+    with pytest.raises(CompanionError, match=expected):
+        metrics.nearest_similarities(train, labels, test, torch.arange(2))

@@ -141,7 +141,16 @@ def test_the_science_needs_torch_numpy_and_scipy_alone(module):
 
 @pytest.mark.parametrize(
     ("module", "extra"),
-    [("training", "train"), ("ledger", "course"), ("course.figures", "course"), ("course.execute", "course")],
+    [
+        ("training", "train"),
+        ("ledger", "course"),
+        ("course.figures", "course"),
+        ("course.execute", "course"),
+        ("course.dry_run", "course"),
+        ("course.merge", "course"),
+        ("bench.measure", "course"),
+        ("bench.speedrun", "course"),
+    ],
 )
 def test_with_the_science_alone_the_rest_names_its_extra(module, extra):
     done = import_alone(module, everything_but(SCIENTIFIC))

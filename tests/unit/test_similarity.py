@@ -1,6 +1,8 @@
 """The similarity functions: values, twins, metric axioms, and gradients at the ends of their ranges."""
 
+import copy
 import math
+import pickle
 
 import naive
 import pytest
@@ -111,3 +113,10 @@ def test_a_plain_function_gets_its_paired_twin():
 def test_off_diagonal():
     s = torch.arange(9).reshape(3, 3)
     assert off_diagonal(s).tolist() == [[1, 2], [3, 5], [6, 7]]
+
+
+@named
+def test_of_the_package_s_own_there_is_one_each(name):
+    own = ALL[name]
+    assert copy.deepcopy(own) is copy.copy(own) is pickle.loads(pickle.dumps(own)) is own
+    assert repr(own) == f"companion.similarity.{name}"

@@ -270,6 +270,8 @@ def test_a_bad_combination_is_found_wherever_in_the_grid():
         {"partition": "random"},
         {"partition": "reshuffled"},
         {"steps": 0},
+        {"seeds": ()},
+        {"seeds": "0"},
         {"record": 0},
         {"learning_rate": 0},
         {"schedule": "linear"},

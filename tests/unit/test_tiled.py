@@ -502,3 +502,10 @@ def test_collapse_is_no_uniformity_at_all():
     value = losses.uniform(z, t=1000)
     assert value.item() == 0
     assert torch.autograd.grad(value, z)[0].abs().max() == 0
+
+
+@pytest.mark.parametrize("function", [losses.nt_xent, losses.clip, losses.dhel])
+def test_a_tile_makes_no_difference_to_torch_func(function):
+    u, v = views(n=40)
+    tiled_loss = torch.func.grad(lambda u: function(u, v, temperature=0.2, tile=16))
+    torch.testing.assert_close(tiled_loss(u), torch.func.grad(lambda u: function(u, v, temperature=0.2))(u))
