@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 HERE = Path(__file__).parents[1]
 ROOT = HERE.parent
 PAGES = {"data.md": "data/README.md", "recorded.md": "results/reference/README.md"}  # in the book → in the project
+# Code that draws or words what was computed before is closed at first, but for exercises.
+WORDING, TAUGHT = re.compile(r"^ *figures\.(show|say|movable)\(|= figures\.panels\(", re.M), {"exercise", "check"}
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!\w+:)([^()#\s]+)(#[^()\s]*)?\)")
 
 
@@ -92,6 +94,9 @@ def read(app, docname: str, content: list[str]) -> None:
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
             cell["source"] = links("".join(cell["source"]))
+        elif WORDING.search("".join(cell["source"])) and not set(cell["metadata"].get("tags", [])) & TAUGHT:
+            cell["metadata"].setdefault("tags", []).append("hide-input")
+            cell["metadata"]["mystnb"] = {"code_prompt_show": "Show this code", "code_prompt_hide": "Hide this code"}
         for output in cell.get("outputs", []):
             if "text/markdown" in output.get("data", {}):
                 output["data"]["text/markdown"] = links("".join(output["data"]["text/markdown"]))

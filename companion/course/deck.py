@@ -9,6 +9,7 @@ from companion.course.pieces import DISPLAY, Slide, text_of
 # A slide has 1280 × 800 units of its own, whatever the screen. These are estimates, on the safe side; what is still too
 # high or too wide is set smaller when the deck opens, down to the smallest size in the template.
 LINES, LINE = 14, 68  # of text on a slide, and letters in a line
+ANNOUNCES = re.compile(r":\s*</p>\s*$")
 LEFT_OUT = re.compile(r"References|The claims of this notebook")
 
 
@@ -39,6 +40,14 @@ class Deck:
     def below(self, kind: str, title: str = "") -> Slide:
         self.stacks[-1].append(Slide(title or self.section, kind))
         return self.last
+
+    def finish(self) -> None:
+        """Take away sentences that announce what is left to the notebook."""
+        for stack in self.stacks:
+            for slide, after in zip(stack, [*stack[1:], None], strict=True):
+                shown = after is not None and after.kind in ("figure", "table", "code", "text")
+                if slide.blocks and not shown and ANNOUNCES.search(slide.blocks[-1]):
+                    slide.blocks.pop()
 
     def flow(self, *texts: str) -> None:
         """Add texts to the last slide, and go on below it when it is full."""

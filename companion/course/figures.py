@@ -51,20 +51,18 @@ def panels(columns: int = 1, rows: int = 1, *, height: float = 3.4, **options) -
     return figure, axes.ravel()
 
 
-def show(figure: Figure, alt: str, *, path: Path | None = None, colors: int | None = None, place=None) -> None:
+def show(figure: Figure, alt: str, *, path: Path | None = None, colors: int = 256, place=None) -> None:
     """Display a finished figure with a text for those who do not see it, and close it.
 
     Args:
         figure: what :func:`panels` returned.
         alt: what the figure shows, in a sentence or two.
         path: where to write it as a PNG file too.
-        colors: make do with so many, 256 at most, in a third of the bytes; for large plots of lines and text.
+        colors: make do with so many, 256 at most, in a third of the bytes; fewer for large plots of lines and text.
         place: a display handle, ``display(display_id=True)``: the figure takes the place of what stood there, and so
             grows while something runs; a notebook keeps the last one. Default: below what is there.
     """
-    data = _png(figure)
-    if colors:
-        (data,) = controls.with_few_colors([data], colors)
+    (data,) = controls.with_few_colors([_png(figure)], colors)
     if path:
         store.write(path, data)
     (place.update if place else display)(Image(data, alt=alt))
@@ -203,6 +201,9 @@ def baseline_lines(axes: Axes, table: pd.DataFrame) -> None:
     means = sorted((table[column].mean(), name) for column, name in BASELINES.items())
     for value, _ in means:
         axes.axhline(value, color="0.35", linestyle=":", linewidth=1)
+    low, high = axes.get_ylim()
+    room = 11 * (high - low) / (axes.bbox.height * 72 / axes.figure.dpi)  # for a name, above the highest line
+    axes.set_ylim(top=max(high, means[-1][0] + room))
     heights = axes.transData.transform([(0, value) for value, _ in means])[:, 1] * 72 / axes.figure.dpi  # points
     right = False
     for (value, name), above in zip(means, np.diff(heights, prepend=-np.inf), strict=True):

@@ -239,6 +239,7 @@ def deck_of(notebook: NotebookNode, here: Path, decks: set[str]) -> Deck:
             else:
                 prose(deck, body)
                 deck.said = pieces.leading(body) if deck.stacks[1:] else ""
+    deck.finish()
     return deck
 
 

@@ -1,7 +1,8 @@
 """The student's version of notebooks, without solutions: ``python -m companion.course.student NOTEBOOK …``.
 
 In a code cell tagged ``exercise`` all that lies between ``### BEGIN SOLUTION`` and ``### END SOLUTION`` (nbgrader's
-marks) becomes a place to write; cells tagged ``solution`` go, and so do all outputs. A notebook in which somebody has
+marks) becomes a place to write; cells tagged ``solution`` go, and so do all outputs; what a text says of results is
+folded, until the reader has seen them. A notebook in which somebody has
 written since stays as it is.
 """
 
@@ -23,6 +24,7 @@ with extra("course"):
 PLACE = "...  # your code here"
 MARK = re.compile(r"^(?P<indent>[ \t]*)### (?P<which>BEGIN|END) SOLUTION[ \t]*$")
 LIKE_A_MARK = re.compile(r"#.*\b(begin|end)[ _-]*solution", re.IGNORECASE)
+SEEN = re.compile(r"^\*\*What we see\.\*\*.*?(?=^#{1,6} |\Z)", re.M | re.S)
 FOLDED = re.compile(r"\s*<details>\s*<summary>\s*(?:Solution|Answer).*?</details>[ \t]*", re.S | re.I)
 LINK = re.compile(r"(\]\()(?![a-z]+:|/|#)([^)\s#]+)(#[^)\s]*)?\)")
 
@@ -123,11 +125,16 @@ def student(notebook: NotebookNode, name: str) -> NotebookNode:
                 cell.source = without_solution(cell.source, f"{name}, cell {number}")
                 cell.metadata["tags"] = [tag for tag in tags(cell) if tag != "hide-input"]
         else:
-            cell.source = FOLDED.sub("", cell.source)
+            cell.source = SEEN.sub(_closed, FOLDED.sub("", cell.source)).rstrip()
         kept.append(cell)
     copy.cells = kept
     nbformat.validate(copy)
     return copy
+
+
+def _closed(said: re.Match) -> str:
+    """What is seen, as a text that opens when it is clicked."""
+    return f"<details><summary>Run the cells above, then open this</summary>\n\n{said[0].rstrip()}\n\n</details>\n\n"
 
 
 def relink(source: str, before: Path, after: Path, here: set[str]) -> str:

@@ -162,6 +162,15 @@ def test_functions_in_the_table_of_losses_lead_to_their_entries(site):
     assert any(link.endswith("#companion.losses.families.info_nce_family") for link in links)
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_code_that_draws_or_words_is_closed_at_first_and_no_other(site, path):
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    taught = [c for c in cells if not {"exercise", "check"} & set(c.metadata.get("tags", []))]
+    closed = [c for c in taught if re.search(r"figures\.(show|say|movable|panels)\(", c.source)]
+    assert abs(site.pages[f"notebooks/{path.stem}.html"].text.count("Show this code") - len(closed)) <= 3
+    assert len(closed) < len(taught)
+
+
 def test_only_exercises_offer_a_solution_to_show(site):
     for path in NOTEBOOKS:
         tags = [cell.metadata.get("tags", []) for cell in nbformat.read(path, as_version=4).cells]

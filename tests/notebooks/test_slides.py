@@ -110,6 +110,16 @@ def test_a_table_without_a_sentence_is_left_to_the_notebook(before, after, expec
     assert sum("the notebook has a table" in note for slide in slides_ for note in slide.notes) == 1 - expected
 
 
+@pytest.mark.parametrize(("rows", "kept"), [(3, True), (300, False)])
+def test_a_sentence_that_announces_what_is_left_to_the_notebook_is_left_there_too(rows, kept):
+    body = "<tr><th>x</th><td>1</td></tr>" * rows
+    table = shows(v4.new_output("display_data", {"text/html": f"<table>{HEAD}<tbody>{body}</tbody></table>"}))
+    (stack,) = deck("## The idea\n\nFive sources tell one story about similarities, and here they are:", table)
+    shown = "".join(block for slide in stack for block in slide.blocks)
+    assert ("here they are" in shown) == kept == ("<table>" in shown)
+    assert "here they are" in "".join(stack[0].notes)
+
+
 @pytest.mark.parametrize(("before", "kept"), [("The two, side by side:", True), ("The ledger takes the first.", False)])
 def test_above_a_table_of_which_we_say_what_we_see_only_an_announcement_stays(before, kept):
     see = "**What we see.** It falls, and this sentence is longer than a few words."

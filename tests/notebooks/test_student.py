@@ -89,6 +89,15 @@ def test_answers_without_the_tag_are_taken_out_of_their_cell(title):
     assert made.cells[0].source == "1. Why?\n\n## References"
 
 
+@pytest.mark.parametrize("after", ["", "\n\n## The next section\n\nIts text."])
+def test_what_is_seen_is_closed_until_it_is_asked_for(after):
+    said = "**What we see.** It falls.\n\n- And more."
+    text = f"Before.\n\n{said}{after}"
+    made = student.student(notebook(v4.new_markdown_cell(text)), "01.ipynb").cells[0].source
+    folded = f"<details><summary>Run the cells above, then open this</summary>\n\n{said}\n\n</details>"
+    assert made == f"Before.\n\n{folded}{after}"
+
+
 @pytest.mark.parametrize(
     ("cells", "expected"),
     [

@@ -26,17 +26,17 @@ def test_a_figure_takes_the_place_that_it_is_given(monkeypatch):
     assert len(below) == 1
 
 
-def test_a_figure_is_written_as_it_is_shown_and_in_fewer_colours_if_asked(tmp_path, monkeypatch):
+def test_a_figure_is_written_as_it_is_shown_in_256_colours_or_fewer(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(figures, "display", shown.append)
-    for colors in (None, 8):
+    for options in ({}, {"colors": 8}):
         figure, (axes,) = figures.panels()
         assert not plt.get_fignums()  # else the notebook shows it once more at the end of the cell
         axes.imshow(np.arange(100.0).reshape(10, 10), cmap="viridis")
-        figures.show(figure, "colours", path=tmp_path / "figure.png", colors=colors)
+        figures.show(figure, "colours", path=tmp_path / "figure.png", **options)
         assert (tmp_path / "figure.png").read_bytes() == shown[-1].data
     whole, few = (PIL.Image.open(io.BytesIO(image.data)).convert("RGB").getcolors(1 << 24) for image in shown)
-    assert len(few) <= 8 < len(whole)
+    assert len(few) <= 8 < len(whole) <= 256
 
 
 def test_an_animation_loops_for_ever_and_rests_for_a_fifth_of_its_seconds(monkeypatch):
@@ -130,6 +130,17 @@ def test_names_of_baselines_that_are_close_do_not_lie_on_each_other(axes):
     assert len({text.xy[0] for text in axes.texts}) == 2  # one of the two went to the other end
     boxes = [text.get_window_extent() for text in axes.texts]
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
+def test_lines_and_names_of_baselines_lie_inside_of_the_picture(axes):
+    axes.plot([1, 2], [0.69, 0.699])
+    far = TABLE.assign(supervised_accuracy=0.66, colours_accuracy=0.7, untrained_accuracy=0.56, pixels_accuracy=0.44)
+    figures.baseline_lines(axes, far)
+    axes.figure.canvas.draw()
+    low, high = axes.get_ylim()
+    assert all(low < line.get_ydata()[0] < high for line in axes.lines[1:])
+    frame = axes.get_window_extent()
+    assert all(frame.y0 < box.y0 < box.y1 < frame.y1 for box in (text.get_window_extent() for text in axes.texts))
 
 
 def test_the_histogram_counts_each_pair_once_in_its_group(axes, monkeypatch):
