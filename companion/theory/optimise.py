@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ def optimise(
     *,
     m: int | None = None,
     partition: str = "fixed",
-    seeds: Iterable[int] = (0,),
+    seeds: Iterable[int] | int = (0,),
     given: Mapping[str, Tensor | float] | None = None,
     trained: Mapping[str, Tensor | float] | None = None,
     method: str = "lbfgs",
@@ -56,7 +57,7 @@ def optimise(
         d: dimension.
         m: batch size that divides n: what is minimised is the mean of the loss over the n/m batches. Default: n.
         partition: ``fixed``: the same batches at every step; ``reshuffled``: new random batches at every step.
-        seeds: of the start, uniform on the sphere, and of the reshuffling.
+        seeds: one or several, of the start, uniform on the sphere, and of the reshuffling.
         given: hyperparameters of the loss over a grid: numbers or tensors that broadcast to its shape.
         trained: the same for hyperparameters that are trained along, with their first values.
         method: ``lbfgs``, with a backtracking line search, for exact optima; or ``adam``, for paths that resemble
@@ -80,7 +81,7 @@ def optimise(
     if choose(partition, PARTITIONS, "partition") == "reshuffled" and method == "lbfgs":
         raise CompanionError("L-BFGS needs a loss that stays the same: use method='adam' with a reshuffled partition.")
     seeds = list(seeds) if isinstance(seeds, Iterable) else [seeds]
-    if not seeds or not all(isinstance(seed, int) for seed in seeds):
+    if not seeds or not all(isinstance(seed, Integral) for seed in seeds):
         raise CompanionError(f"seeds is {seeds!r}: expected at least one whole number, one a run.")
     problem = _Problem(loss, n, d, m, seeds, given or {}, trained or {}, partition == "reshuffled")
     records = []
@@ -119,7 +120,7 @@ class _Problem:
 
     def __init__(self, loss, n: int, d: int, m: int | None, seeds: list[int], given, trained, reshuffled: bool):
         self.batches, self.n, self.d = batch_count(n, n if m is None else m), n, whole(d, "d", least=1)
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         views = torch.stack([torch.randn(2, n, d, dtype=torch.float64, generator=g) for g in self.generators])
         self.shape, hyperparameters = _broadcast(len(seeds), {**given, **trained})
         self.points = self.shape[1:].numel()  # of the grid
