@@ -46,6 +46,22 @@ def test_bad_embeddings(name, bad, message):
 
 
 @pytest.mark.parametrize("name", TWO_VIEWS)
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (spoiled(math.nan), "v has NaN or infinite values in 1 of 8 rows"),
+        (U[0], r"v has shape \(4,\): expected 2 dimensions"),
+        (U.long(), "v has dtype torch.int64: expected floating point"),
+        (U.tolist(), "v is a list: expected a torch.Tensor"),
+        (None, "v is a NoneType: expected a torch.Tensor"),
+    ],
+)
+def test_a_bad_second_view(name, bad, message):
+    with pytest.raises(CompanionError, match=message):
+        call(name, U, bad)
+
+
+@pytest.mark.parametrize("name", TWO_VIEWS)
 def test_views_of_different_shapes(name):
     with pytest.raises(CompanionError, match="expected two views of one shape"):
         call(name, U, V[:5])
