@@ -132,8 +132,11 @@ def test_names_of_baselines_that_are_close_do_not_lie_on_each_other(axes):
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
 
 
-def test_lines_and_names_of_baselines_lie_inside_of_the_picture(axes):
+@pytest.mark.parametrize("limits", [None, (0.4, 0.702)])
+def test_lines_and_names_of_baselines_lie_inside_of_the_picture(axes, limits):
     axes.plot([1, 2], [0.69, 0.699])
+    if limits:
+        axes.set_ylim(limits)
     far = TABLE.assign(supervised_accuracy=0.66, colours_accuracy=0.7, untrained_accuracy=0.56, pixels_accuracy=0.44)
     figures.baseline_lines(axes, far)
     axes.figure.canvas.draw()
