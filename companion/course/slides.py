@@ -73,7 +73,7 @@ def prose(deck: Deck, source: str) -> None:
         if picture and (deck.here / picture[2]).is_file():
             figure(deck, (deck.here / picture[2]).read_bytes(), "png", picture[1])
             continue
-        if listed and re.match(r"[-*] ", part):  # the first sentence announces it
+        if listed and re.match(r"[-*|] ", part):  # a list or a table, which the first sentence announces
             deck.flow(part)
             continue
         learn = LEARN.match(part)

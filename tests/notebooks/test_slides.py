@@ -110,6 +110,14 @@ def test_a_table_without_a_sentence_is_left_to_the_notebook(before, after, expec
     assert sum("the notebook has a table" in note for slide in slides_ for note in slide.notes) == 1 - expected
 
 
+def test_a_table_of_the_text_that_its_first_sentence_announces_is_shown():
+    table = "| source | its part |\n|---|---|\n| one | the first |\n| two | the second |"
+    ((slide,),) = deck(f"## The idea\n\nTwo sources tell one story about similarities:\n\n{table}\n\nMore.")
+    assert "tell one story" in slide.blocks[0]
+    assert slide.blocks[1].count("<tr>") == 3
+    assert "More" not in "".join(slide.blocks)
+
+
 @pytest.mark.parametrize(("rows", "kept"), [(3, True), (300, False)])
 def test_a_sentence_that_announces_what_is_left_to_the_notebook_is_left_there_too(rows, kept):
     body = "<tr><th>x</th><td>1</td></tr>" * rows
