@@ -15,8 +15,10 @@ logger = logging.getLogger(__name__)
 HERE = Path(__file__).parents[1]
 ROOT = HERE.parent
 PAGES = {"data.md": "data/README.md", "recorded.md": "results/reference/README.md"}  # in the book → in the project
-# Code that draws or words what was computed before is closed at first, but for exercises.
-WORDING, TAUGHT = re.compile(r"^ *figures\.(show|say|movable)\(|= figures\.panels\(", re.M), {"exercise", "check"}
+# Code that only draws or words what was computed before is closed at first: it trains nothing and files no claim.
+WORDING = re.compile(r"\bfigures\.(show|say|movable|panels)\(")
+EVIDENCE = re.compile(r"(\bcheck|\btraining\.\w+|\bruns|\brecorded)\(")
+TAUGHT = {"exercise", "check"}
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!\w+:)([^()#\s]+)(#[^()\s]*)?\)")
 
 
@@ -79,6 +81,10 @@ def _made(path: Path) -> Path:
     return path
 
 
+def _only_words(code: str) -> bool:
+    return bool(WORDING.search(code)) and not EVIDENCE.search(code)
+
+
 def _if_any(match: re.Match) -> str:
     return match[0] if any(HERE.glob(match[1])) else ""
 
@@ -94,7 +100,7 @@ def read(app, docname: str, content: list[str]) -> None:
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
             cell["source"] = links("".join(cell["source"]))
-        elif WORDING.search("".join(cell["source"])) and not set(cell["metadata"].get("tags", [])) & TAUGHT:
+        elif not set(cell["metadata"].get("tags", [])) & TAUGHT and _only_words("".join(cell["source"])):
             cell["metadata"].setdefault("tags", []).append("hide-input")
             cell["metadata"]["mystnb"] = {"code_prompt_show": "Show this code", "code_prompt_hide": "Hide this code"}
         for output in cell.get("outputs", []):

@@ -72,9 +72,7 @@ def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=96)
     plt.close(figure)
-    drawn, smaller = PIL.Image.open(buffer).convert("RGB"), io.BytesIO()  # nothing is transparent
-    drawn.save(smaller, "PNG", optimize=True)
-    return smaller.getvalue()
+    return buffer.getvalue()
 
 
 def movable(draw: Callable[..., Figure], alt: str | Callable[..., str], *, colors: int = 32, **given) -> None:

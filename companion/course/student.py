@@ -2,8 +2,7 @@
 
 In a code cell tagged ``exercise`` all that lies between ``### BEGIN SOLUTION`` and ``### END SOLUTION`` (nbgrader's
 marks) becomes a place to write; cells tagged ``solution`` go, and so do all outputs; what a text says of results is
-folded, until the reader has seen them. A notebook in which somebody has
-written since stays as it is.
+folded, until the reader has seen them. A notebook in which somebody has written since stays as it is.
 """
 
 import argparse

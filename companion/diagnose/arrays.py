@@ -125,7 +125,7 @@ def classes(labels, n: int) -> tuple[Tensor, int]:
     """
     labels = labels.float() if isinstance(labels, Tensor) and labels.dtype is torch.bfloat16 else labels  # not of NumPy
     y = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-    if y.dtype == object and len({type(label) for label in y.flat} - {str}) == 0:  # as tables hold strings
+    if y.dtype == object and all(isinstance(label, str) for label in y.flat):  # as tables hold strings
         y = y.astype(str)
     if y.dtype.kind not in "iubUS":
         raise CompanionError(f"The labels have dtype {y.dtype}: expected whole numbers or strings, one a pair.")

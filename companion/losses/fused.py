@@ -29,6 +29,7 @@ from companion.similarity import cosine
 # By kind of device: pairs up to which one matrix is no slower than tiles, which a softmax has to see twice, and which a
 # sum leaves to autograd.
 SOFTMAX, SIGMOID = {"cpu": 2**20, "cuda": 2**26}, {"cpu": 2**22, "cuda": 2**26}
+_TOP_HOOKS = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # from torch 2.8 on
 LINEAR = 40  # from here on log(1 + e^x) is x, in float64 too; torch's own softplus takes x from 20 on
 
 
@@ -133,8 +134,8 @@ class _Fused(torch.autograd.Function):
 
 
 def _packed() -> bool:
-    """Whether what is saved for a backward pass goes through hooks, as on its way to the CPU."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    """Whether what is saved for a backward pass goes through hooks, as on its way to the CPU, or may do so."""
+    return _TOP_HOOKS is None or _TOP_HOOKS(False) is not None
 
 
 def _version(x: Tensor | None) -> int:

@@ -38,8 +38,8 @@ def side(a: Tensor, b: Tensor, tile: int | None, similarity: Similarity, *, larg
     many; None is the whole matrix, taken up to ``LARGEST`` pairs, or ``largest`` if that is more, for a narrow matrix,
     and for a similarity that may depend on more than its two embeddings. The matrix alone can be mapped by
     ``torch.func``, and is taken there even if a tile is given; also where nothing is given and it is differentiated
-    forwards or compiled. Where processes divide the tiles, a CPU's
-    bounds hold everywhere, and each process gets a few."""
+    forwards or compiled. Where processes divide the tiles, a CPU's bounds hold everywhere, and each process gets a few.
+    """
     _, processes = part()
     kind = a.device.type if a.device.type in SIDE else "cpu"
     like = kind if processes == 1 else "cpu"
