@@ -4,8 +4,9 @@
 The contenders train one network on batches of one size with NT-Xent. They differ in where the views come
 from: nowhere (one batch again and again: what the network and the loss alone take), this package's images in memory
 that are augmented on the device in one pass, its images in files, and torchvision's transforms of PIL images in worker
-processes, as the papers' published code has it. They take turns, an epoch each, so that whatever else the machine
-does falls on all of them alike; what is reported are ratios within a round.
+processes, as the papers' published code has it. On a CUDA device one more trains from memory with an encoder made by
+``torch.compile``, to see whether that would pay. They take turns, an epoch each, so that whatever else the machine does
+falls on all of them alike; what is reported are ratios within a round.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from companion.training.progress import bar
 from companion.training.sources import Views
 
 ALONE, MEMORY, FILES, USUAL = "network alone", "companion, from memory", "companion, from files", "usual pipeline"
+COMPILED = "companion, from memory, compiled"
 VIEWS = SimCLR(crop_scale=0.08, jitter=0.4, grayscale=0.2)
 SETTINGS = {
     "cpu": {"image_size": 16, "batch_size": 128},
@@ -67,7 +69,9 @@ class TwoCrops(Dataset):
         return self.transform(self.images[index]), self.transform(self.images[index]), 0
 
 
-def contenders(config: Config, steps: int, workers: int, folder: Path) -> dict[str, Callable[[], None]]:
+def contenders(
+    config: Config, steps: int, workers: int, folder: Path, *, compiled: bool
+) -> dict[str, Callable[[], None]]:
     """What trains ``steps`` batches when it is called, by name; each has a network of its own.
 
     Args:
@@ -75,12 +79,13 @@ def contenders(config: Config, steps: int, workers: int, folder: Path) -> dict[s
         steps: batches of an epoch.
         workers: processes that read and transform PIL images; those that read files.
         folder: where files may be written.
+        compiled: whether one of them compiles the encoder.
     """
     fabric = Fabric(accelerator=config.accelerator, precision=config.precision, devices=1)
     images = noise(config, steps)
 
-    def ours(batches: Callable[[int], Iterator[Batch]]) -> Callable[[], None]:
-        epoch = steps_of(config, fabric, images, batches)
+    def ours(batches: Callable[[int], Iterator[Batch]], compiled: bool = False) -> Callable[[], None]:
+        epoch = steps_of(config, fabric, images, batches, compiled)
         return lambda: collections.deque(epoch(), maxlen=0)
 
     def usual() -> Callable[[], None]:
@@ -111,6 +116,7 @@ def contenders(config: Config, steps: int, workers: int, folder: Path) -> dict[s
     return {
         ALONE: ours(lambda epoch: itertools.repeat(fixed, steps)),
         MEMORY: ours(views_of(config, fabric, images).batches),
+        **({COMPILED: ours(views_of(config, fabric, images).batches, True)} if compiled else {}),
         FILES: ours(views_of(config, fabric, files, workers).batches),
         USUAL: usual(),
     }
@@ -136,10 +142,11 @@ def network(config: Config, images: Split) -> Method:
 
 
 def steps_of(
-    config: Config, fabric: Fabric, images: Split, batches: Callable[[int], Iterator[Batch]]
+    config: Config, fabric: Fabric, images: Split, batches: Callable[[int], Iterator[Batch]], compiled: bool = False
 ) -> Callable[[], Iterator[None]]:
     """A function that gives the steps of the next epoch, each taken when it is asked for, of a network of its own."""
     method = network(config, images).to(fabric.device, memory_format=torch.channels_last)
+    method.compiled = compiled
     wrapped, optimizer, step = set_up(method, config, fabric)
     wrapped.train()
     epochs = itertools.count()
@@ -202,6 +209,9 @@ def main(arguments: list[str] | None = None) -> Path:
     parser.add_argument("--workers", type=int, help="worker processes (default: as many as threads)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch-size", type=int)
+    parser.add_argument(
+        "--compiled", action=argparse.BooleanOptionalAction, help="one trains a compiled encoder (default: on cuda)"
+    )
     chosen = parsed(parser, arguments)
     workers = chosen.threads if chosen.workers is None else whole(chosen.workers, "--workers", least=0)
     rounds, steps = whole(chosen.rounds, "--rounds", least=1), STEPS[chosen.device]
@@ -211,10 +221,11 @@ def main(arguments: list[str] | None = None) -> Path:
     torch.backends.cudnn.benchmark = True  # as in every training
     try:
         with tempfile.TemporaryDirectory() as folder:
-            field = contenders(config, steps, workers, Path(folder))
+            compiled = chosen.device == "cuda" if chosen.compiled is None else chosen.compiled
+            field = warm(contenders(config, steps, workers, Path(folder), compiled=compiled))
             times = {name: [] for name in field}
-            with bar((1 + rounds) * len(field), "bench", "epoch") as progress:
-                for _ in range(1 + rounds):
+            with bar(rounds * len(field), "bench", "epoch") as progress:
+                for _ in range(rounds):
                     for name, epoch in field.items():
                         synchronise(chosen.device)
                         start = time.perf_counter()
@@ -224,7 +235,6 @@ def main(arguments: list[str] | None = None) -> Path:
                         progress.update()
     finally:
         torch.set_num_threads(before)
-    times = {name: rest for name, (_, *rest) in times.items()}  # the first round warms up
     results = {
         "machine": described(config, chosen.threads) | {"workers": workers},
         "views": 2 * steps * config.batch_size,
@@ -232,6 +242,21 @@ def main(arguments: list[str] | None = None) -> Path:
         "goals": goals(times, chosen.device),
     }
     return written(f"training-{chosen.device}", results, table(results))
+
+
+def warm(field: dict[str, Callable[[], None]]) -> dict[str, Callable[[], None]]:
+    """Those of the field that can be run, after a first epoch each: a machine may lack what compiles."""
+    able = {}
+    for name, epoch in field.items():
+        try:
+            epoch()
+        except Exception as error:
+            if name != COMPILED:
+                raise
+            print(f"{name}: left out, for torch.compile failed here: {error}", file=sys.stderr)
+        else:
+            able[name] = epoch
+    return able
 
 
 def config_of(device: str, steps: int, batch_size: int | None) -> Config:

@@ -167,13 +167,11 @@ class Racer(ContrastiveMethod):
 
     def __init__(self, race: Race, split: data.Split, clock: Clock):
         super().__init__(race.config.method, race.config, split)
-        self.static, self.clock = race.graph, clock
+        self.static, self.compiled, self.clock = race.graph, race.compiled, clock
         self.epoch, self.noted, self.sittings = 0, [], 1
         self.average = copy.deepcopy(self.model.encoder).requires_grad_(False) if race.average else None
         steps = race.average * race.config.epochs * (len(split) // race.config.batch_size)
         self.blend = get_ema_multi_avg_fn(1 - 1 / max(1, steps))
-        if race.compiled:  # in place, so that the names of its weights stay; anew for each of the two sizes of views
-            self.model.encoder.compile(dynamic=False)
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -181,9 +179,7 @@ class Racer(ContrastiveMethod):
             self.blend(_weights(self.average), _weights(self.model.encoder), None)
 
     def embed(self, images: Tensor) -> Tensor:
-        encoder = self.model.encoder if self.average is None else self.average
-        with torch.compiler.set_stance("force_eager"):  # nothing is compiled for the sizes of an evaluation
-            return encoder(images)
+        return super().embed(images) if self.average is None else self.average(images)
 
     def get_extra_state(self) -> dict:
         return {

@@ -42,8 +42,10 @@ class Statement:
     node: ast.stmt
 
     def __post_init__(self):
-        top = symtable.symtable(ast.unparse(self.node), "<cell>", "exec")
-        below, self.binds, self.uses = [*top.get_children()], set(), set()
+        enclosed = ast.unparse(_Enclosed().visit(ast.parse(ast.unparse(self.node))))
+        top = symtable.symtable(enclosed, "<cell>", "exec")
+        below, self.uses = [*top.get_children()], set()
+        self.binds = {node.target.id for node in ast.walk(self.node) if isinstance(node, ast.NamedExpr)}
         for symbol in top.get_symbols():
             if symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace():
                 self.binds.add(symbol.get_name())
@@ -66,6 +68,18 @@ class Statement:
     def forgets(self) -> set[str]:
         """Names whose earlier value does not matter any more."""
         return self.binds - self.uses - self.changes if self.defines or isinstance(self.node, ast.Assign) else set()
+
+
+class _Enclosed(ast.NodeTransformer):
+    """Puts each comprehension into a function: from Python 3.12 on its variables count among those around it."""
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        node = self.generic_visit(node)
+        if not isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp):
+            return node
+        enclosed = ast.parse("(lambda: 0)()", mode="eval").body
+        enclosed.func.body = node
+        return enclosed
 
 
 def _root(node: ast.AST) -> str:

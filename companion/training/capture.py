@@ -1,10 +1,11 @@
 """The forward and backward pass of a step, on a CUDA device as one launch."""
 
+import contextlib
 from collections.abc import Callable
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
 from companion import losses
 from companion.training.methods import Batch
@@ -17,7 +18,8 @@ def gradient(method, fabric: Fabric) -> Callable[[Batch], Tensor]:
 
     On one CUDA device it is captured as a CUDA graph after a few ordinary steps: a batch of 32 needs some thousand
     launches, each shorter than Python takes to ask for it. Elsewhere, and for a method that is not static, every
-    step is an ordinary one.
+    step is an ordinary one. One process alone compiles the encoder of a method that asks for it by ``compiled``, anew
+    for each shape of a batch; what is evaluated is not compiled.
 
     Args:
         method: what is trained, as ``fabric.setup`` returned it.
@@ -25,17 +27,34 @@ def gradient(method, fabric: Fabric) -> Callable[[Batch], Tensor]:
     """
 
     # One process trains as recorded runs were trained, bit for bit; several divide the work.
-    way = losses.plain if fabric.world_size == 1 else losses.divided
+    alone = fabric.world_size == 1
+    way = losses.plain if alone else losses.divided
+    inside = _compiled(method.model.encoder) if alone and method.compiled else contextlib.nullcontext
 
     def step(batch: Batch) -> Tensor:
-        with fabric.autocast(), way():
+        with fabric.autocast(), way(), inside():
             loss = method.loss(batch)
         method.zero_grad()
         fabric.backward(loss)
         return loss.detach()
 
-    alone = fabric.device.type == "cuda" and fabric.world_size == 1
-    return _Captured(step, method) if alone and method.static else step
+    return _Captured(step, method) if alone and fabric.device.type == "cuda" and method.static else step
+
+
+def _compiled(encoder: nn.Module) -> Callable[[], contextlib.AbstractContextManager]:
+    """A function that opens a context in which ``encoder`` is compiled. Its weights keep their names, and outside it is
+    what it was: nothing is compiled for the sizes of an evaluation."""
+    compiled = torch.compile(encoder.forward, dynamic=False)  # nn.Module.compile: no nn.Sequential before torch 2.14
+
+    @contextlib.contextmanager
+    def inside():
+        encoder.forward = compiled
+        try:
+            yield
+        finally:
+            del encoder.forward
+
+    return inside
 
 
 class _Captured:

@@ -44,7 +44,7 @@ def open_clip_encoders(path: Path | str, architecture: str) -> Encoders:
     choose(architecture, open_clip.list_models(), "open_clip architecture")
     if not Path(path).is_file():
         raise CompanionError(f"There is no file {path}: expected the weights of an open_clip model.")
-    model = open_clip.create_model(architecture, pretrained=None, load_weights=False).eval()
+    model = open_clip.create_model(architecture, pretrained=None, pretrained_hf=False).eval()
     try:
         open_clip.load_checkpoint(model, str(path), strict=True, weights_only=True)
     except RuntimeError as error:

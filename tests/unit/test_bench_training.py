@@ -16,7 +16,8 @@ TINY = Config(
 )  # fmt: skip
 
 
-def test_every_contender_trains_its_own_network_for_as_many_steps(tmp_path, monkeypatch):
+@pytest.mark.parametrize("compiled", [True, False])
+def test_every_contender_trains_its_own_network_for_as_many_steps(tmp_path, monkeypatch, compiled):
     """Counted where nobody can cheat: at the optimisers, each of which owns the parameters of one network."""
     stepped, made = [], []
 
@@ -28,8 +29,15 @@ def test_every_contender_trains_its_own_network_for_as_many_steps(tmp_path, monk
 
     for module in (bench, loop):
         monkeypatch.setattr(module, "optimizer_of", optimizer_of)
-    field = bench.contenders(TINY, 2, 0, tmp_path)
-    assert list(field) == [bench.ALONE, bench.MEMORY, bench.FILES, bench.USUAL]
+    compilations = []
+
+    def compiler(forward, dynamic):
+        return lambda images: compilations.append(len(images)) or forward(images)
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    field = bench.contenders(TINY, 2, 0, tmp_path, compiled=compiled)
+    rest = [bench.COMPILED] if compiled else []
+    assert list(field) == [bench.ALONE, bench.MEMORY, *rest, bench.FILES, bench.USUAL]
     for epoch, (optimizer, before) in zip(field.values(), made, strict=True):
         stepped.clear()
         epoch()
@@ -37,6 +45,7 @@ def test_every_contender_trains_its_own_network_for_as_many_steps(tmp_path, monk
         after = optimizer.param_groups[0]["params"]
         assert [p.shape for p in after] == [p.shape for p in made[0][1]]
         assert all((a != b).any() for a, b in zip(after, before, strict=True) if a.ndim > 1)
+    assert compilations == [16, 16] * compiled  # two views of each image, in two steps of one contender
 
 
 def test_views_are_of_the_images_size_and_files_are_read_by_workers(tmp_path):
@@ -68,7 +77,9 @@ def test_results_are_written_and_complete(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CONTRASTIVE_RESULTS", str(tmp_path))
     monkeypatch.setitem(bench.STEPS, "cpu", 1)
     monkeypatch.setattr(
-        bench, "contenders", lambda *_: {name: lambda: None for name in (bench.MEMORY, bench.ALONE, bench.USUAL)}
+        bench,
+        "contenders",
+        lambda *_, compiled: {name: lambda: None for name in (bench.MEMORY, bench.ALONE, bench.USUAL)},
     )
     path = bench.main(["--rounds", "2", "--threads", "1", "--batch-size", "16"])
     results = json.loads(path.with_suffix(".json").read_text())
@@ -76,6 +87,20 @@ def test_results_are_written_and_complete(tmp_path, monkeypatch, capsys):
     assert all(len(rounds) == 2 for rounds in results["times"].values())
     assert "| usual pipeline | " in path.read_text()
     assert path.read_text() in capsys.readouterr().out
+
+
+def test_a_machine_that_cannot_compile_is_told_and_measures_the_rest(capsys):
+    def broken():
+        raise RuntimeError("no compiler here")
+
+    done = []
+    able = bench.warm({bench.COMPILED: broken, bench.USUAL: lambda: done.append("an epoch")})
+    assert (list(able), done) == ([bench.USUAL], ["an epoch"])
+    assert "companion, from memory, compiled: left out, for torch.compile failed here: no compiler here" in (
+        capsys.readouterr().err
+    )
+    with pytest.raises(RuntimeError, match="no compiler"):
+        bench.warm({bench.MEMORY: broken})
 
 
 def test_bad_options():

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from companion.losses import _inputs
-from companion.training import Batch, capture
+from companion.training import Batch, capture, encoders
 from companion.training.methods import contrastive, labelled, supervised
 from companion.training.methods.base import Method
 
@@ -193,6 +193,61 @@ def test_batches_of_another_shape_are_captured_anew(events):
         *["replay", "loss on main"] * 3,
     ]
     assert events == once * 2
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """Graphs that were compiled so far; by a compiler that leaves the operations what they are."""
+    compiler, compiled = torch.compile, []
+
+    def backend(module, _):
+        compiled.append(module)
+        return module.forward
+
+    monkeypatch.setattr(
+        torch, "compile", lambda function, dynamic: compiler(function, dynamic=dynamic, backend=backend)
+    )
+    torch.compiler.reset()
+    yield compiled
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize(
+    ("compiled", "world_size", "graphs"), [(True, 1, [1, 1, 2, 2]), (False, 1, [0] * 4), (True, 2, [0] * 4)]
+)
+def test_a_method_that_asks_for_it_trains_a_compiled_encoder(compilations, compiled, world_size, graphs):
+    """Once for each shape of a batch; with the same gradients; and what is evaluated is not compiled."""
+
+    def build():
+        torch.manual_seed(0)
+        encoder = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.BatchNorm1d(5), nn.ReLU())
+        return Compared(encoders.Model(encoder, nn.Linear(5, 3))).double()
+
+    class Compared(Method):
+        def loss(self, batch):
+            return (self.model(batch.first) - self.model(batch.second)).square().mean()
+
+    ours, plain, found = build(), build(), []
+    ours.compiled = compiled
+    steps = [capture.gradient(method, Fabric("cpu", world_size)) for method in (ours, plain)]
+    for m in (4, 4, 6, 6):
+        given = Batch(*torch.rand(2, m, 3, 2, 2, dtype=torch.float64), torch.zeros(m))
+        torch.testing.assert_close(*(step(given) for step in steps), rtol=1e-12, atol=0)
+        for one, other in zip(ours.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-10, atol=1e-12)
+        ours.embed(torch.rand(9, 12, dtype=torch.float64))
+        found.append(len(compilations))
+    assert found == graphs
+    assert list(ours.state_dict()) == list(plain.state_dict())
+    assert "forward" not in vars(ours.model.encoder)
+
+
+def test_an_encoder_is_itself_again_after_a_step_that_failed(compilations):
+    method = Slope()
+    method.compiled, method.model = True, encoders.Model(nn.Linear(3, 3), nn.Identity())
+    with pytest.raises(TypeError):
+        capture.gradient(method, Fabric("cpu"))(None)
+    assert "forward" not in vars(method.model.encoder)
 
 
 @pytest.mark.parametrize(("world_size", "plain", "divided"), [(1, True, False), (2, False, True)])

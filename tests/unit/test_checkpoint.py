@@ -27,7 +27,7 @@ def saved(tmp_path_factory):
         (folder / f"{name}.json").write_text(json.dumps(settings))
         open_clip.add_model_config(folder / f"{name}.json")
     torch.manual_seed(0)
-    model = open_clip.create_model("companion-small", pretrained=None, load_weights=False).eval()
+    model = open_clip.create_model("companion-small", pretrained=None, pretrained_hf=False).eval()
     torch.save(model.state_dict(), folder / "small.pt")
     return model, folder / "small.pt"
 

@@ -50,6 +50,9 @@ def sliced(source: str) -> list[str]:
         ("a = []\na.append(3)\nprint(a)\ntraining.sweep(a)", ["print(a)"]),
         ("a = {}\na['x'] = 3\ntraining.sweep(a)", []),
         ("x = 7\na = [x for x in 'xyz']\ntraining.sweep(a)", ["x = 7"]),  # another x
+        ("x = 7\na = {k: {x for x in k} for k in 'xyz'}\ntraining.sweep(a)", ["x = 7"]),
+        ("x = 7\na = [k + x for k in 'xyz']\ntraining.sweep(a)", []),
+        ("a = [b := x for x in 'xyz']\ntraining.run(b)", []),  # the name goes on
         ("for x in 'xyz':\n    print(x)\nfor x in 'abc':\n    training.run(x)", ["for x in 'xyz':\n    print(x)"]),
         ("def f(x):\n    return k + x\nk = 1\ng = 2\ntraining.run(f(1))", ["g = 2"]),  # k is used where f is called
         ("def f(x):\n    return training.run(x)\ny = 1\nf(y)\ny = 2", ["y = 2"]),

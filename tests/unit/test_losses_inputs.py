@@ -231,7 +231,7 @@ def test_no_number_is_copied_to_the_device(name, tile, monkeypatch):
 def test_whole_numbers_of_numpy_are_whole_numbers(integer):
     assert losses.vrns(U, V, n=integer(100)) == losses.vrns(U, V, n=100)
     assert losses.nt_xent(U, V, temperature=0.2, tile=integer(3)) == losses.nt_xent(U, V, temperature=0.2, tile=3)
-    with pytest.raises(CompanionError, match=r"is np.int64\(7\): expected a whole number of at least 8"):
+    with pytest.raises(CompanionError, match=r"is (np.int64\()?7\)?: expected a whole number of at least 8"):
         losses.vrns(U, V, n=np.int64(7))
 
 
@@ -325,7 +325,7 @@ def test_finite_values_whose_sum_overflows_are_finite():
         (3, {"temperature": 0.2}, "too many positional arguments"),
         (2, {"u": U, "temperature": 0.2}, "multiple values for argument 'u'"),
         (1, {"temperature": 0.2}, "missing a required argument: 'v'"),
-        (2, {}, "missing a required argument: 'temperature'"),
+        (2, {}, "missing a required .*argument: 'temperature'"),
         (2, {"temprature": 0.2}, r"info_nce\(\) got an unexpected .* 'temprature'. Did you mean 'temperature'\?"),
         (2, {"temperature": 0.2, "weights": None}, "unexpected keyword argument 'weights'"),
     ],

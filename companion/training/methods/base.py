@@ -23,6 +23,7 @@ class Method(nn.Module):
     """
 
     static: ClassVar[bool] = True  # no shape in its loss depends on values, so that a CUDA graph can hold a step
+    compiled: bool = False  # whether torch.compile makes the encoder that is trained
     batch_norm_groups: int = 1  # parts of a batch that batch norm sees one by one
     votes: ClassVar[bool] = False  # whether neighbours among its projections are asked for an image's class too
 
