@@ -154,8 +154,8 @@ book: $(ready) ## build the site from the committed notebooks, which it does not
 serve: book ## show the site on this machine alone: http://localhost:8000, or PORT
 	$(py) -m http.server --bind 127.0.0.1 --directory build/book $(PORT)
 
-student: $(ready) ## write build/student/: the notebooks without solutions and outputs; keeps what somebody has written in
-	@$(py) -m companion.course.student $(chosen:%=notebooks/%.ipynb) $(if $(FORCE),--force)
+student: $(ready) ## write build/student/: the notebooks without solutions and outputs; NBGRADER=1: nbgrader's sources
+	@$(py) -m companion.course.student $(chosen:%=notebooks/%.ipynb) $(if $(FORCE),--force) $(if $(NBGRADER),--nbgrader --out build/nbgrader/source)
 
 slides: $(ready) ## write build/slides/: a deck for each notebook, to be opened without a network
 	@$(py) -m companion.course.slides $(chosen:%=notebooks/%.ipynb)

@@ -3,6 +3,8 @@
 In a code cell tagged ``exercise`` all that lies between ``### BEGIN SOLUTION`` and ``### END SOLUTION`` (nbgrader's
 marks) becomes a place to write; cells tagged ``solution`` go, and so do all outputs; what a text says of results is
 folded, until the reader has seen them. A notebook in which somebody has written since stays as it is.
+
+``--nbgrader`` writes what nbgrader makes its own version from: an assignment for each notebook, with the solutions.
 """
 
 import argparse
@@ -106,14 +108,24 @@ def pairs(notebook: NotebookNode, name: str) -> list[tuple[int, int]]:
     return found
 
 
-def student(notebook: NotebookNode, name: str) -> NotebookNode:
+def student(notebook: NotebookNode, name: str, *, nbgrader: bool = False) -> NotebookNode:
     """A copy of ``notebook`` for students; the ids of its cells stay.
 
+    Args:
+        notebook: with solutions.
+        name: what errors call it.
+        nbgrader: leave what lies between the marks to nbgrader, and tell it in the cells' metadata what is written by
+            students, and that a check is worth a point.
+
     Raises:
-        CompanionError: naming the notebook (``name``) and the number of the cell, if its exercises are not well formed.
+        CompanionError: naming the notebook and the number of the cell, if its exercises are not well formed.
     """
-    pairs(notebook, name)
+    found = pairs(notebook, name)
     copy = nbformat.from_dict(notebook)
+    if nbgrader:
+        for number, (exercise, check) in enumerate(found, start=1):
+            copy.cells[exercise].metadata["nbgrader"] = _told(f"exercise-{number}", solution=True)
+            copy.cells[check].metadata["nbgrader"] = _told(f"check-{number}", grade=True, locked=True, points=1)
     kept = []
     for number, cell in enumerate(copy.cells):
         if "solution" in tags(cell):
@@ -121,7 +133,8 @@ def student(notebook: NotebookNode, name: str) -> NotebookNode:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
             if "exercise" in tags(cell):
-                cell.source = without_solution(cell.source, f"{name}, cell {number}")
+                open_ = without_solution(cell.source, f"{name}, cell {number}")
+                cell.source = cell.source if nbgrader else open_
                 cell.metadata["tags"] = [tag for tag in tags(cell) if tag != "hide-input"]
         else:
             cell.source = SEEN.sub(_closed, FOLDED.sub("", cell.source)).rstrip()
@@ -131,16 +144,32 @@ def student(notebook: NotebookNode, name: str) -> NotebookNode:
     return copy
 
 
+def _told(name: str, **true) -> dict:
+    """What nbgrader reads of a cell, by the third version of its metadata."""
+    return {
+        "schema_version": 3,
+        "grade_id": name,
+        "grade": False,
+        "solution": False,
+        "locked": False,
+        "task": False,
+        **true,
+    }
+
+
 def _closed(said: re.Match) -> str:
     """What is seen, as a text that opens when it is clicked."""
     return f"<details><summary>Run the cells above, then open this</summary>\n\n{said[0].rstrip()}\n\n</details>\n\n"
 
 
-def relink(source: str, before: Path, after: Path, here: set[str]) -> str:
-    """Links of a text that moves from the folder ``before`` to ``after``, which has the files ``here`` of its own."""
+def relink(source: str, before: Path, after: Path, here: dict[str, str]) -> str:
+    """Links of a text that moves from the folder ``before`` to ``after``; those to files ``here`` become what that
+    says."""
 
     def moved(link: re.Match) -> str:
-        if link[2] in here or not (before / link[2]).exists():  # in code, `](` may be anything
+        if link[2] in here:
+            return f"{link[1]}{here[link[2]]}{link[3] or ''})"
+        if not (before / link[2]).exists():  # in code, `](` may be anything
             return link[0]
         return f"{link[1]}{Path(os.path.relpath(before / link[2], after)).as_posix()}{link[3] or ''})"
 
@@ -162,8 +191,9 @@ def written_in(path: Path) -> bool:
     return found.metadata.get("companion", {}).get("made") != fingerprint(found)
 
 
-def build(notebooks: Sequence[Path], out: Path, *, force: bool = False) -> list[Path]:
-    """Write the students' version of these notebooks into the folder ``out``; all are made before one is written.
+def build(notebooks: Sequence[Path], out: Path, *, force: bool = False, nbgrader: bool = False) -> list[Path]:
+    """Write the students' version of these notebooks into the folder ``out``, or that of nbgrader's sources, each into
+    a folder of its own there; all are made before one is written.
 
     Links among them stay; other relative links lead from ``out`` to where they led before. A notebook in ``out`` that
     somebody has written in is kept, and told, unless ``force`` is given.
@@ -178,20 +208,22 @@ def build(notebooks: Sequence[Path], out: Path, *, force: bool = False) -> list[
     for path in notebooks:
         if out.resolve() == path.parent.resolve():
             raise CompanionError(f"{out} holds the notebooks themselves: expected another folder for the students'.")
-    made = {path: student(opened(path), path.name) for path in notebooks}
-    here = {path.name for path in notebooks} | {path.name for path in out.glob("[!.]*.ipynb")}
+    made = {path: student(opened(path), path.name, nbgrader=nbgrader) for path in notebooks}
+    there = [path.name for path in [*notebooks, *out.glob("*/[!.]*.ipynb" if nbgrader else "[!.]*.ipynb")]]
+    here = {name: f"../{Path(name).stem}/{name}" if nbgrader else name for name in there}
     written = []
     for path, notebook in made.items():
+        target = (out / path.stem if nbgrader else out) / path.name
         for cell in notebook.cells:
-            cell.source = relink(cell.source, path.parent.resolve(), out.resolve(), here)
+            cell.source = relink(cell.source, path.parent.resolve(), target.parent.resolve(), here)
         notebook.metadata["companion"] = {"made": fingerprint(notebook)}
-        if written_in(out / path.name) and not force:
+        if written_in(target) and not force:
             print(
                 f"{path.name} is kept: somebody has written in it. FORCE=1 makes it anew, and what was written is lost."
             )
             continue
-        store.write(out / path.name, nbformat.writes(notebook) + "\n")
-        written.append(out / path.name)
+        store.write(target, nbformat.writes(notebook) + "\n")
+        written.append(target)
     return written
 
 
@@ -211,9 +243,10 @@ def program(build: Callable[..., list[Path]], description: str, folder: str, sai
 
 
 def main() -> int:
-    said = "{count} notebooks without solutions: {out}/    (to open them: make lab FOLDER={out})"
+    said = "{count} notebooks for students: {out}/    (to open them: make lab FOLDER={out})"
     force = "make a notebook anew in which somebody has written"
-    return program(build, "Write the student's version of notebooks.", "student", said, force=force)
+    nbgrader = "write nbgrader's sources, with the solutions, which it takes out itself"
+    return program(build, "Write the student's version of notebooks.", "student", said, force=force, nbgrader=nbgrader)
 
 
 if __name__ == "__main__":

@@ -168,11 +168,11 @@ def test_a_link_to_a_notebook_that_students_have_already_stays(project):
 
 
 def test_a_link_from_the_root_stays():
-    assert student.relink("[a](/)", paths.ROOT, paths.ROOT / "build", set()) == "[a](/)"
+    assert student.relink("[a](/)", paths.ROOT, paths.ROOT / "build", {}) == "[a](/)"
 
 
 def test_brackets_in_code_are_no_links():
-    assert student.relink("f[0](x.py)", paths.ROOT, paths.ROOT / "build", set()) == "f[0](x.py)"
+    assert student.relink("f[0](x.py)", paths.ROOT, paths.ROOT / "build", {}) == "f[0](x.py)"
 
 
 def test_what_a_student_has_written_is_kept_and_what_was_only_run_is_not(project, capsys, monkeypatch):
@@ -227,6 +227,35 @@ def test_what_is_no_notebook_is_told_and_nothing_is_written(project, capsys, mon
     assert student.main() == 2
     assert re.fullmatch(r".*03_bad\.ipynb is not a notebook that can be read \(.+\).*\n", capsys.readouterr().err)
     assert not out.exists()
+
+
+def test_nbgrader_is_given_the_solutions_to_take_out_and_told_what_is_worth_a_point():
+    given = whole()
+    made = student.student(given, "01.ipynb", nbgrader=True)
+    told = {cell.id: cell.metadata.get("nbgrader") for cell in made.cells}
+    (exercise,) = [cell for cell in made.cells if "exercise" in cell.metadata.get("tags", [])]
+    (check,) = [cell for cell in made.cells if "check" in cell.metadata.get("tags", [])]
+    assert "### BEGIN SOLUTION" in exercise.source
+    assert exercise.source in [cell.source for cell in given.cells]
+    common = {"schema_version": 3, "task": False}
+    assert told[exercise.id] == common | {"grade_id": "exercise-1", "grade": False, "solution": True, "locked": False}
+    assert told[check.id] == common | {
+        "grade_id": "check-1", "grade": True, "solution": False, "locked": True, "points": 1,
+    }  # fmt: skip
+    assert [value for value in told.values() if value] == [told[exercise.id], told[check.id]]
+    assert not any("nbgrader" in cell.metadata for cell in [*given.cells, *student.student(given, "01.ipynb").cells])
+    assert not any("solution" in cell.metadata.get("tags", []) for cell in made.cells)
+
+
+def test_each_assignment_of_nbgrader_has_a_folder_of_its_own_to_which_links_lead(project):
+    out, notebooks = project / "build" / "source", sorted((project / "notebooks").iterdir())
+    written = [out / path.stem / path.name for path in notebooks]
+    for again in range(2):  # nobody has written in them
+        assert student.build(notebooks, out, nbgrader=True) == written, again
+    expected = ["../02_next/02_next.ipynb#part", "../../../data/README.md", "../02_next/02_next.ipynb"]
+    assert links(written[0]) == expected
+    assert student.build(notebooks[:1], out, nbgrader=True) == written[:1]  # the other is there already
+    assert links(written[0]) == expected
 
 
 def test_the_committed_notebooks_are_never_overwritten(project):
