@@ -133,8 +133,8 @@ def student(notebook: NotebookNode, name: str, *, nbgrader: bool = False) -> Not
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
             if "exercise" in tags(cell):
-                open_ = without_solution(cell.source, f"{name}, cell {number}")
-                cell.source = cell.source if nbgrader else open_
+                stub = without_solution(cell.source, f"{name}, cell {number}")
+                cell.source = cell.source if nbgrader else stub
                 cell.metadata["tags"] = [tag for tag in tags(cell) if tag != "hide-input"]
         else:
             cell.source = SEEN.sub(_closed, FOLDED.sub("", cell.source)).rstrip()
@@ -243,7 +243,7 @@ def program(build: Callable[..., list[Path]], description: str, folder: str, sai
 
 
 def main() -> int:
-    said = "{count} notebooks for students: {out}/    (to open them: make lab FOLDER={out})"
+    said = "{count} notebooks: {out}/    (to open them: make lab FOLDER={out})"
     force = "make a notebook anew in which somebody has written"
     nbgrader = "write nbgrader's sources, with the solutions, which it takes out itself"
     return program(build, "Write the student's version of notebooks.", "student", said, force=force, nbgrader=nbgrader)
