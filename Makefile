@@ -29,18 +29,25 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 ifeq ($(filter $(PROFILE),auto $(PROFILES)),)
 $(error Unknown PROFILE '$(PROFILE)': expected one of auto $(PROFILES))
 endif
+# For a shell, whatever it holds.
+quoted = '$(subst ','\'',$(1))'
+
+# As Python prints it, or the results would lie in another folder than is looked into.
+ifeq ($(shell printf '%s' $(call quoted,$(SEED)) | grep -xE '0|[1-9][0-9]*'),)
+$(error SEED is '$(SEED)': expected a whole number of at least 0, written plainly, such as 0, 1 or 23)
+endif
 # auto: gpu on a GPU of a data centre, told by its GiB of memory as companion.course.profiles does; else cpu
 DATA_CENTRE := 36
 profile := $(or $(filter-out auto,$(PROFILE)),$(shell nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | awk 'NR == 1 && $$1 + 0 >= $(DATA_CENTRE) * 1024 {found = "gpu"} END {print found ? found : "cpu"}'))
 
 # What overrides a profile's own settings goes to a results folder of its own (companion.course.profiles names it).
-slug   := $(shell printf '%s' '$(DATASET)' | sed 's|^imagefolder:||; s|/*$$||; s|.*/||' | tr 'A-Z' 'a-z' | tr -sc 'a-z0-9' '-' | sed 's/^-//; s/-$$//')
+slug   := $(shell printf '%s' $(call quoted,$(DATASET)) | sed 's|^imagefolder:||; s|/*$$||; s|.*/||' | tr 'A-Z' 'a-z' | tr -sc 'a-z0-9' '-' | sed 's/^-//; s/-$$//')
 folder := results/$(profile:reference=reference/cpu)$(if $(slug),-$(slug))$(if $(filter-out 0,$(SEED)),-seed$(SEED))
 
 all    := $(sort $(basename $(notdir $(wildcard notebooks/*.ipynb))))
 ledger := companion/ledger/claims.yaml
 # The notebooks that test the claims named, or those below them: `id:` and `notebook:` stand in this order in each entry.
-tests   = $(or $(shell awk -v id='$(1)' '$$1=="-" && $$2=="id:" {on=index($$3 ".", id ".")==1} on && $$1=="notebook:" && !said[$$2]++ {print $$2}' $(ledger)),$(error Unknown claim '$(1)': $(ledger) has the ids))
+tests   = $(or $(shell awk -v id=$(call quoted,$(1)) '$$1=="-" && $$2=="id:" {on=index($$3 ".", id ".")==1} on && $$1=="notebook:" && !said[$$2]++ {print $$2}' $(ledger)),$(error Unknown claim '$(1)': $(ledger) has the ids))
 named  := $(NOTEBOOKS) $(foreach c,$(CLAIMS),$(call tests,$(c)))
 chosen := $(sort $(if $(strip $(named)),$(foreach n,$(named),$(or $(filter $(n)%,$(all)),$(error Unknown notebook '$(n)': expected one of $(all)))),$(all)))
 executed   = $(addprefix $(folder)/notebooks/,$(addsuffix .ipynb,$(1)))
@@ -97,7 +104,7 @@ lab: $(ready) ## open the notebooks in JupyterLab; FOLDER=build/student: those w
 # Make hands SIGTERM on to what it started, a shell does not: what takes long runs in its shell's place, by `exec`.
 asked = $(CONTRASTIVE_JOBS)$(CONTRASTIVE_PROCESSES)$(CONTRASTIVE_ENGINE)$(CONTRASTIVE_ADDRESS)$(CONTRASTIVE_GPUS)
 these = notebooks PROFILE=$(profile) NOTEBOOKS='$(chosen)' CLAIMS=
-estimate := $(py) -m companion.course.estimate $(chosen:%=notebooks/%.ipynb) --profile $(profile) --dataset '$(DATASET)' --seed $(SEED)
+estimate := $(py) -m companion.course.estimate $(chosen:%=notebooks/%.ipynb) --profile $(profile) --dataset $(call quoted,$(DATASET)) --seed $(SEED)
 
 reproduce: $(ready) ## execute the notebooks and print the scoreboard; DRY_RUN=1: say what that costs, and do nothing
 ifneq ($(filter-out 0,$(DRY_RUN)),)
@@ -106,7 +113,7 @@ else
 	$(if $(strip $(asked)),@$(py) -c 'from companion.training import engines; exit(engines.check())')
 	$(if $(filter gpu paper,$(profile)),@-$(estimate))
 	-@exec $(MAKE) -k -j 2 $(these)
-	-@$(py) -m companion.course.report --profile $(profile) --dataset '$(DATASET)' --seed $(SEED)
+	-@$(py) -m companion.course.report --profile $(profile) --dataset $(call quoted,$(DATASET)) --seed $(SEED)
 	@$(if $(findstring n,$(filter-out --%,$(firstword -$(MAKEFLAGS)))),:,$(MAKE) --question $(these)); status=$$?; \
 	  [ $$status = 0 ] || echo "Some notebooks failed (above); the scoreboard shows what the others, and earlier runs, have filed." >&2; \
 	  echo "Notebooks: $(folder)/notebooks/   Scoreboard: $(folder)/scoreboard.html"; exit $$status
@@ -116,12 +123,12 @@ reference: ## record the experiments of `cpu` with ten seeds in results/referenc
 	@exec $(MAKE) reproduce PROFILE=reference NOTEBOOKS='$(if $(strip $(named)),$(chosen),02 03 04 05 07 08 09 10 11 12)' CLAIMS=
 
 merge: $(ready) ## add what another machine computed to results/reference/: FROM=user@host:path/to/results INTO=gpu-cifar10-jpeg
-	@$(py) -m companion.course.merge $(if $(WEIGHTS),--weights) -- '$(FROM)' '$(INTO)'
+	@$(py) -m companion.course.merge $(if $(WEIGHTS),--weights) -- $(call quoted,$(FROM)) $(call quoted,$(INTO))
 
 notebooks: $(call executed,$(chosen))
 
 $(folder)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard companion/*.py companion/*/*.py companion/*/*/*.py companion/*/*.yaml data/*.jpg data/*.webp data/*.tsv)
-	@exec $(py) -m companion.course.execute $< --profile $(profile) --dataset '$(DATASET)' --seed $(SEED)
+	@exec $(py) -m companion.course.execute $< --profile $(profile) --dataset $(call quoted,$(DATASET)) --seed $(SEED)
 
 # What 05 says of all recorded networks waits until the others have recorded theirs.
 ifeq ($(profile),reference)
@@ -166,7 +173,7 @@ bench: $(ready) ## measure speed and memory of the losses and speed of the train
 	$(py) -m companion.bench.together
 
 speedrun: $(ready) ## time SimCLR on CIFAR-10 to 90 % k-NN accuracy, on a GPU; OPTIONS=--dry-run: tiny, on the CPU
-	$(py) -m companion.bench.speedrun $(if $(DATASET),--dataset '$(DATASET)') $(OPTIONS)
+	$(py) -m companion.bench.speedrun $(if $(DATASET),--dataset $(call quoted,$(DATASET))) $(OPTIONS)
 
 clean: ## remove results (not the recorded reference runs) and caches; .venv stays
 	rm -rf build .pytest_cache .ruff_cache .hypothesis

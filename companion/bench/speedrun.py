@@ -17,18 +17,16 @@ from companion import paths, store
 from companion.bench import speedlog
 from companion.bench.tricks import RECORD, SMALL, TRICKS, Clock, Growing, Race, Racer
 from companion.course.profiles import slug
-from companion.errors import CompanionError, command, extra, positive
+from companion.errors import CompanionError, command, positive
 from companion.training import initial, load_data, probe, train
 from companion.training.config import ACCELERATORS, EMBEDDED
 from companion.training.data import Data
 from companion.training.loop import seeded
+from companion.training.processes import alone
 from companion.training.provenance import algorithms, provenance
 from companion.training.rates import STEP
 from companion.training.resume import terminable
 from companion.training.runs import features
-
-with extra("train"):
-    from lightning_fabric import Fabric
 
 NEIGHBOURS = 10
 FOREVER = 1e9  # minutes
@@ -88,7 +86,7 @@ def run(race: Race, *, until: float = float("inf")) -> dict | None:
     if not len(images.test):
         raise CompanionError(f"{config.dataset} has no test images: expected some, whose accuracy is the target.")
     loaded = time.perf_counter() - began
-    fabric = Fabric(devices=1, accelerator=config.accelerator, precision=config.precision)
+    fabric = alone(config)
     source = Growing(race, images.train, fabric.device)
 
     clock = Clock(fabric.device)

@@ -32,6 +32,7 @@ from companion.errors import CompanionError, command, whole
 from companion.training import Config
 from companion.training.loop import optimizer_of
 from companion.training.methods import Batch
+from companion.training.processes import alone
 from companion.training.progress import bar
 
 ONE, THREADS, PROCESSES = "one run", "one run, all threads", "a process each"
@@ -42,7 +43,7 @@ PATIENCE = 300  # seconds that processes are waited for
 
 def one(config: Config, steps: int) -> Callable[[], int]:
     """What trains ``steps`` batches when it is called, and returns how many those were; so do the others below."""
-    fabric = Fabric(accelerator=config.accelerator, precision=config.precision, devices=1)
+    fabric = alone(config)
     images = noise(config, steps)
     epoch = steps_of(config, fabric, images, views_of(config, fabric, images).batches)
 
@@ -56,7 +57,7 @@ def one(config: Config, steps: int) -> Callable[[], int]:
 
 def by_streams(config: Config, steps: int, runs: int) -> Callable[[], int]:
     """The same of several runs in this process, a step of each in turn; on CUDA each has a stream."""
-    fabric = Fabric(accelerator=config.accelerator, precision=config.precision, devices=1)
+    fabric = alone(config)
     images, on_cuda = noise(config, steps), fabric.device.type == "cuda"
     epochs = [steps_of(config, fabric, images, views_of(config, fabric, images).batches) for _ in range(runs)]
     streams = [torch.cuda.Stream() if on_cuda else None for _ in range(runs)]
@@ -93,7 +94,7 @@ class _Loss(nn.Module):
 
 def stacked(config: Config, steps: int, runs: int) -> Callable[[], int]:
     """The same of several runs as one: their parameters are stacked, and one step trains all."""
-    fabric = Fabric(accelerator=config.accelerator, precision=config.precision, devices=1)
+    fabric = alone(config)
     images, device = noise(config, steps), fabric.device
     modules = [_Loss(network(config, images).to(device), fabric).train() for _ in range(runs)]
     parameters, buffers = stack_module_state(modules)

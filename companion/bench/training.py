@@ -35,6 +35,7 @@ from companion.training import Config, Contrastive, SimCLR
 from companion.training.data import FileSplit, Split
 from companion.training.loop import optimizer_of, seeded, set_up
 from companion.training.methods import Batch, Method
+from companion.training.processes import alone
 from companion.training.progress import bar
 from companion.training.sources import Views
 
@@ -81,7 +82,7 @@ def contenders(
         folder: where files may be written.
         compiled: whether one of them compiles the encoder.
     """
-    fabric = Fabric(accelerator=config.accelerator, precision=config.precision, devices=1)
+    fabric = alone(config)
     images = noise(config, steps)
 
     def ours(batches: Callable[[int], Iterator[Batch]], compiled: bool = False) -> Callable[[], None]:

@@ -70,6 +70,8 @@ def execute(notebook: Path, out: Path, parameters: dict) -> list[str]:
         os.environ["CONTRASTIVE_DATA"] = str(Path(os.environ["CONTRASTIVE_DATA"]).expanduser().resolve())
     # Make runs two notebooks at a time beside the training processes: threads of all of them would only wait in turn.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, joblib.cpu_count() // 2)))
+    if os.environ.get("SLURM_JOB_ID"):  # Fabric would take the notebook for one of the job's tasks, that train together
+        os.environ["SLURM_JOB_NAME"] = "interactive"
     failed = out.with_suffix(".failed.ipynb")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("r") as used:
@@ -150,9 +152,8 @@ def main() -> int:
         print(f"{name}: the kernel died ({error}); was the memory enough?", file=sys.stderr)
         return 1
     except SystemExit as stopped:
-        cluster = os.environ.get("CONTRASTIVE_ENGINE", "").strip() not in ("", "loky")
-        then = "goes on from its last checkpoint" if cluster else "is saved, and goes on"
-        print(f"{name}: stopped; what it was training {then} when it is started again", file=sys.stderr)
+        said = "what it was training goes on from its last checkpoint when it is started again"
+        print(f"{name}: stopped; {said}", file=sys.stderr)
         return stopped.code
     print(f"{name} done in {time.monotonic() - started:.0f} s", flush=True)
     return 0

@@ -22,7 +22,7 @@ from companion.ledger.ledger import read as read_claims
 from companion.training import data
 from companion.training.config import EMOJI, Config
 from companion.training.encoders import FIXED
-from companion.training.recorded import HISTORIES, begin_histories, fill, read, record
+from companion.training.recorded import HISTORIES, begin_histories, fill, read, record, sound
 from companion.training.runs import FILES, Run, complete, stored
 from companion.training.sweeps import sweep
 
@@ -116,7 +116,9 @@ class Merge:
             try:
                 self.sound[path.name] = self._checked(path)
             except CompanionError as error:
-                self.refused[path.name] = str(error).replace(f"{path} is", "it is").rstrip(".")
+                self.refused[path.name] = _of_another(error).replace(f"{path} is", "it is").rstrip(".")
+            except RecursionError:
+                self.refused[path.name] = "one of its files is nested too deeply to be read"
         if self.sound and not len(self.before) and not self.referenced:
             begin_histories(self.path)
         self.other = _differing(self.sound, self.before)
@@ -128,7 +130,7 @@ class Merge:
         try:
             found = read_claims(source / ("reference" if self.referenced else "") / self.folder / "claims.json")
         except CompanionError as error:
-            found, self.unread = {}, f"No claim was taken over: {error}"
+            found, self.unread = {}, f"No claim was taken over: {_of_another(error)}"
         self.claims = take_over(found, self.folder, set(self.after.index) - set(self.other))
 
     def identity(self, dataset: str) -> str:
@@ -226,7 +228,7 @@ class Merge:
                 f"its name is not that of its config on the images of this table ({identity}): it was edited, or "
                 "trained on others"
             )
-        _whole(run)
+        sound(run)
         return run
 
     def _can_be_trained(self, config: Config) -> bool:
@@ -245,20 +247,9 @@ def _rows(path: Path) -> pd.DataFrame:
     return rows.set_index("key") if len(rows) else rows
 
 
-def _whole(run: Run) -> None:
-    """Raise if a file of the run holds less than it should."""
-    numbers = run.metrics
-    if (
-        not all(type(value) in (int, float) and not math.isinf(value) for value in numbers.values())
-        or not np.isfinite([numbers.get(name, math.nan) for name in ("linear_accuracy", "negative_variance")]).all()
-    ):
-        raise CompanionError("its metrics are damaged: expected numbers, and a finite accuracy and variance")
-    if not {"torch", "device", "commit"} <= set(run.provenance):
-        raise CompanionError("its environment.json does not say what it was made with")
-    history = run.history if run.config.epochs else pd.DataFrame()
-    loss = pd.to_numeric(history.get("loss", pd.Series(dtype=float)), errors="coerce")
-    if len(loss) != run.config.epochs or not np.isfinite(loss).all():
-        raise CompanionError(f"its history is damaged: expected {run.config.epochs} epochs, each with a finite loss")
+def _of_another(error: CompanionError) -> str:
+    """What is wrong with a file of another machine, without the advice to whoever owns it."""
+    return re.sub(r": remove .*$", ": merge again once it is whole there.", str(error))
 
 
 def _differing(runs: dict[str, Run], rows: pd.DataFrame) -> list[str]:

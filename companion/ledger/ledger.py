@@ -259,6 +259,6 @@ def read(path: Path) -> dict[str, dict]:
         for record in stored.values():
             observed(record)
             choose(record["verdict"], (*VERDICTS, NOT_LEARNT), "verdict")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CompanionError(f"{path} is damaged ({error}): remove it and run `make reproduce`.") from error
     return {id: record for id, record in stored.items() if id in load()}

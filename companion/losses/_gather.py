@@ -1,5 +1,7 @@
 """The embeddings of all processes, with their gradient."""
 
+import zlib
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -23,19 +25,43 @@ def gather(x: Tensor) -> Tensor:
     its own, as cross entropy, nothing needs to be gathered.
 
     Args:
-        x: (m, …) of any dtype, the same shape on every process: drop an incomplete last batch. Every process has to
-            call this, in the same order.
+        x: (m, …) of any dtype, the same shape and dtype on every process: drop an incomplete last batch. Every process
+            has to call this, in the same order.
 
     Returns:
         (m · processes, …), the first process's rows first; ``x`` itself where no process group is initialised.
 
     Raises:
-        CompanionError: if x is not a tensor with rows.
+        CompanionError: if x is not a tensor with rows; in all processes, if one has another shape or dtype, which is
+            not looked at inside :func:`companion.losses.unchecked`.
     """
     if not isinstance(x, Tensor) or x.ndim == 0:
         given = "a number" if isinstance(x, Tensor) else f"a {type(x).__name__}"
         raise CompanionError(f"gather was given {given}: expected a torch.Tensor of shape (m, …), a row an instance.")
-    return _Gather.apply(x) if world() > 1 else x
+    if world() == 1:
+        return x
+    if is_checked():
+        _check_alike(x)
+    return _Gather.apply(x)
+
+
+def _check_alike(x: Tensor) -> None:
+    """Raise, in all processes, unless each hands in the same shape and dtype: the backend would abort, or wait."""
+    ours = torch.zeros(2 + 8, dtype=torch.int64)  # its dtype, and at most eight dimensions, of any number
+    ours[:2] = torch.tensor([zlib.crc32(str(x.dtype).encode()), x.ndim])
+    ours[2 : 2 + x.ndim] = torch.tensor(x.shape[:8])
+    ours = ours.to(x.device)
+    parts = [torch.empty_like(ours) for _ in range(world())]
+    dist.all_gather(parts, ours)
+    dtypes, counts, sizes = zip(*((part[0], part[1], part[2:]) for part in torch.stack(parts).tolist()), strict=True)
+    shapes = [tuple(size[:count]) for count, size in zip(counts, sizes, strict=True)]
+    if len({*shapes}) > 1 or len({*dtypes}) > 1:
+        given = ", ".join(f"{shape} by process {rank}" for rank, shape in enumerate(shapes))
+        given += ", of different dtypes" if len({*dtypes}) > 1 else ""
+        raise CompanionError(
+            f"gather was given {given}: expected one shape and one dtype. Drop an incomplete last batch "
+            "(`drop_last=True`)."
+        )
 
 
 def world() -> int:
@@ -61,7 +87,8 @@ def check_same(a: Tensor, b: Tensor, tile: int, *hyperparameters) -> None:
         return
     wants = [torch.is_grad_enabled() and x.requires_grad for x in (a, b)]
     counts = [len(a), len(b), tile, *wants]
-    numbers = torch.tensor([*counts, *map(float, hyperparameters)], dtype=torch.float64, device=a.device)
+    given = [float(x.detach() if isinstance(x, Tensor) else x) for x in hyperparameters]
+    numbers = torch.tensor([*counts, *given], dtype=torch.float64, device=a.device)
     sums = torch.stack([x for z in (a, b) for x in (z[0].sum(), z[-1].sum(), z.abs().sum())]).detach()
     ours = torch.cat([numbers, sums.double()])
     most = torch.cat([ours, -ours])

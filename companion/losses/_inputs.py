@@ -84,8 +84,8 @@ def divided():
     is checkpointed there.
 
     Raises:
-        CompanionError: by a loss that is computed in tiles, where the embeddings differ between the processes; not
-            inside :func:`unchecked`.
+        CompanionError: by a loss that is computed in tiles, where the embeddings differ between the processes, as far
+            as a few of their sums tell; not inside :func:`unchecked`.
     """
     return _within(_divided, True)
 

@@ -19,7 +19,8 @@ from companion.training.config import Config
 ENGINES = ("loky", "ray", "dask")
 STARTED = {"ray": "`ray start --head`, whose address is like head:6379",
            "dask": "`dask scheduler`, whose address is like tcp://head:8786"}  # fmt: skip
-RETRIES = 3  # of a run whose worker was killed; Dask's own `allowed-failures` says the same there
+RETRIES = 3  # where a worker was killed; Dask's own `allowed-failures` says the same there
+LEAST = 1e-4  # of a GPU: Ray counts in such parts
 SECONDS = {"answer": 5, "connect": 20, "worker": 60}  # to wait for a port, for what listens there, for a first worker
 
 
@@ -126,8 +127,11 @@ def chosen() -> Engine:
         return Engine(engine, address)
     with contextlib.suppress(ValueError):
         gpus = float(gpus)
-    if positive(gpus, "GPUS (or CONTRASTIVE_GPUS)", zero=True) > 1 and gpus % 1:
-        raise CompanionError(f"GPUS (or CONTRASTIVE_GPUS) is {gpus:g}: expected a part of one GPU, or whole ones.")
+    positive(gpus, "GPUS (or CONTRASTIVE_GPUS)", zero=True)
+    if (gpus > 1 and gpus % 1) or 0 < gpus < LEAST:
+        raise CompanionError(
+            f"GPUS (or CONTRASTIVE_GPUS) is {gpus:g}: expected 0, a part of one GPU from {LEAST} on, or whole ones."
+        )
     return Engine(engine, address, gpus)
 
 
@@ -256,7 +260,12 @@ def _dask(engine: Engine, configs: list[Config], jobs: int | None) -> Iterator[t
     with contextlib.ExitStack() as stack:
         where = engine.address
         if not where:
-            gpus = engine.takes(configs, torch.cuda.is_available())
+            gpus, devices = engine.takes(configs, torch.cuda.is_available()), torch.cuda.device_count()
+            if gpus > devices:  # a worker has what it is said to have, and would train on the CPU
+                raise CompanionError(
+                    f"A run takes {gpus:g} GPUs, and this machine has {devices} CUDA devices: expected as many. GPUS "
+                    "says how many, 0 on the CPU; ADDRESS names a cluster that has them."
+                )
             room = joblib.cpu_count() // processes.number()
             if gpus:  # all see the first GPU
                 room = min(room, int(1 / gpus))

@@ -14,7 +14,7 @@ from companion.training import planned
 from companion.training.capture import gradient
 from companion.training.config import Config
 from companion.training.methods import Method
-from companion.training.processes import any_of_them, synchronise
+from companion.training.processes import alone, any_of_them, check_alone, synchronise
 from companion.training.resume import Checkpoints
 from companion.training.sources import Views, seed
 
@@ -43,10 +43,12 @@ def train(
         The history: for every epoch ``step``, mean ``loss``, and what ``track`` noted.
 
     Raises:
-        CompanionError: if the loss has become NaN or infinite.
+        CompanionError: if the loss has become NaN or infinite, or ``torch.distributed`` has other processes than
+            ``fabric``.
         SystemExit: with the status of a process that SIGTERM ended, 143, after ``stop`` said so.
     """
-    fabric = fabric or Fabric(accelerator="cpu", devices=1)
+    fabric = fabric or alone(config.replace(accelerator="cpu", precision="32-true"))
+    check_alone(fabric)
     if plan := planned.current():
         plan.unstored.append((config, "cuda" if config.accelerator == "cuda" else fabric.device.type))
         return []

@@ -1,11 +1,11 @@
 """One run on several processes: each sees a part of every batch, the loss sees all of it."""
 
 import inspect
-import itertools
 import multiprocessing
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -21,10 +21,12 @@ from torch.multiprocessing.spawn import ProcessException, spawn
 from companion import losses
 from companion.errors import CompanionError, whole
 from companion.losses._gather import world
+from companion.training.config import Config
 from companion.training.methods import Method
 from companion.training.resume import TERMINATED, leave_with_parent, terminable
 
-ASKED_EVERY = 8  # steps after which the processes agree whether to stop
+ASKED_EVERY = 8  # steps, at most, after which the processes agree whether to stop
+SOON = 3  # seconds within which they do, unless a step takes longer
 PATIENCE = timedelta(days=1)  # with a process that measures; one that has failed is noticed by who started it
 TOLD = f"{CompanionError.__module__}.{CompanionError.__name__}: "  # how a traceback ends on one
 
@@ -45,6 +47,24 @@ def number() -> int:
             "does under `if __name__ == '__main__':`."
         )
     return count
+
+
+def alone(config: Config) -> Fabric:
+    """Fabric with the device and the precision of ``config`` in this process alone, whatever has started it: left to
+    itself, Fabric takes a process in a job of Slurm for one of the job's tasks, which train together."""
+    options = {"accelerator": config.accelerator, "precision": config.precision}
+    return Fabric(devices=1, plugins=[LightningEnvironment()], **options)
+
+
+def check_alone(fabric: Fabric) -> None:
+    """Raise a :class:`~companion.errors.CompanionError` unless the processes of ``torch.distributed`` are those of
+    ``fabric``: the losses would gather embeddings of other trainings, or wait for them."""
+    if world() != fabric.world_size:
+        raise CompanionError(
+            f"torch.distributed has {world()} processes here, this training {fabric.world_size}: its loss would see "
+            "the embeddings of the others. Train before torch.distributed.init_process_group or after "
+            "destroy_process_group; PROCESSES (or CONTRASTIVE_PROCESSES) lets several processes train a run together."
+        )
 
 
 def launch(function: Callable, *arguments, count: int, accelerator: str = "auto", precision: str = "32-true") -> None:
@@ -123,13 +143,21 @@ def any_of_them(stop: Callable[[], bool]) -> Callable[[], bool]:
     They ask each other by the CPU, so that no GPU is waited for, and not every time: asking takes some 0.1 ms at best,
     and as long as the last of them is late.
     """
-    group, calls = dist.new_group(backend="gloo", timeout=PATIENCE), itertools.count(1)
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    left = every = 1  # steps until they ask again, and from one time to the next: the same numbers in all of them
+    then = time.monotonic()
 
     def agreed() -> bool:
-        if next(calls) % ASKED_EVERY:
+        nonlocal left, every, then
+        left -= 1
+        if left:
             return False
-        asked = torch.tensor(int(stop()))
-        dist.all_reduce(asked, dist.ReduceOp.MAX, group=group)
+        now = time.monotonic()
+        most = torch.tensor([float(stop()), (now - then) / every])
+        dist.all_reduce(most, dist.ReduceOp.MAX, group=group)
+        asked, seconds = most.tolist()
+        left = every = max(1, min(ASKED_EVERY, int(SOON / max(seconds, 1e-9))))
+        then = now
         return bool(asked)
 
     return agreed
@@ -171,7 +199,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         count, rows = world(), x.numel() // x.shape[1]
         dtype = torch.promote_types(x.dtype, torch.float32)
         variance, mean = torch.var_mean(x.to(dtype), [i for i in range(x.ndim) if i != 1], correction=0)  # (c,)
-        means, variances = losses.gather(torch.stack([mean, variance])[None]).unbind(1)  # (processes, c)
+        with losses.unchecked():
+            means, variances = losses.gather(torch.stack([mean, variance])[None]).unbind(1)  # (processes, c)
         if self.alone:
             seen = zip(means, variances, strict=True)
         else:

@@ -12,6 +12,8 @@ import torch
 from companion import paths
 from companion.errors import choose
 
+NAMES = ("deterministic", "python", "torch", "torchvision", "device", "commit")  # of what `provenance` gives
+
 
 def provenance(device: torch.device, processes: int = 1) -> dict[str, str]:
     """Versions, device, of several processes as ``2 × cpu, one thread``, and commit that a run was made with, and

@@ -19,6 +19,7 @@ from companion.training.capture import WARM_UP
 from companion.training.config import Config
 from companion.training.loop import set_up
 from companion.training.methods import Clip, Contrastive, Labelled, MoCo
+from companion.training.processes import alone
 from companion.training.runs import initial, load_data, measure
 from companion.training.sources import CHUNK
 from companion.training.sweeps import one_thread, source_of, tracked
@@ -99,7 +100,7 @@ def _alike(config: Config) -> Config:
 
 
 def _set_up(config: Config):
-    fabric = Fabric(devices=1, accelerator=config.accelerator, precision=config.precision)
+    fabric = alone(config)
     return fabric, load_data(config), initial(config).to(fabric.device)
 
 

@@ -4,6 +4,8 @@ import csv
 import functools
 import io
 import json
+import re
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -15,11 +17,25 @@ from companion.errors import CompanionError
 from companion.training import data
 from companion.training.baselines import baselines, probed, table
 from companion.training.config import EMOJI, Config, from_json
+from companion.training.provenance import NAMES
 from companion.training.runs import Run
 from companion.training.sweeps import sweep
 
 HISTORIES = "histories.csv"  # beside the table, in some folders
 NEEDED = ("key", "data", "config", "linear_accuracy", "negative_variance")  # without these a row says nothing
+PROVENANCE = (*NAMES, "seconds")
+NAME = re.compile("[a-z][a-z0-9_]*")  # of a metric
+RANGES = {  # of metrics, by what their names end in
+    "accuracy|low|high|r[0-9]|known|kind|group": (0, 1),  # shares of images or concepts
+    "mean|tolerance": (-1, 1),  # of cosine similarities, as are
+    "variance|variance_[a-z_]+|std": (0, 1),
+    "alignment": (0, 4),
+    "uniformity": (-8, 0),
+    "gap": (0, 2),
+}
+ANY = -sys.float_info.max, sys.float_info.max
+ROUNDING = 1e-4  # of float32, and more
+LONGEST = 200  # characters of a cell of provenance; csv reads up to 131,072
 
 
 def record(
@@ -65,6 +81,50 @@ def record(
             read.cache_clear()
         _follow(path.with_name(HISTORIES), runs, known, _known(path))
     return len(whole)
+
+
+def sound(run: Run) -> None:
+    """Look whether a run that comes from elsewhere can have a row: each file holds what it should, no number is
+    impossible, and neither a name nor a value harms the rest of the table.
+
+    Raises:
+        CompanionError: with what is wrong.
+    """
+    measured, made_with = run.metrics, run.provenance
+    settings = set(run.config.flat()) - {"bias"}  # which Clip sets at first, and learns
+    taken = {*NEEDED[:3], *PROVENANCE, *settings, *(f"{name}_accuracy" for name in baselines(run.config))}
+    for name in sorted({*measured, *NEEDED[3:]}):
+        if name in taken or not NAME.fullmatch(name):
+            raise CompanionError(f"its metrics are damaged: {name!r:.60} is no name of a metric")
+        value, (low, high) = measured.get(name), _range(name)
+        undefined = value != value and name not in NEEDED
+        if type(value) not in (int, float) or not (low - ROUNDING <= value <= high + ROUNDING or undefined):
+            within = f" from {low} to {high}" if (low, high) != ANY else ""
+            raise CompanionError(f"its metrics are damaged: {name} is {value!r:.40}, expected a finite number{within}")
+    if not {"torch", "device", "commit"} <= set(made_with):
+        raise CompanionError("its environment.json does not say what it was made with")
+    for name, value in made_with.items():
+        if name not in PROVENANCE:
+            raise CompanionError(f"its environment.json has {name!r:.60}: expected only {', '.join(PROVENANCE)}")
+        expected = f"a line of at most {LONGEST} characters"
+        good = isinstance(value, str) and value.isprintable() and len(value) <= LONGEST
+        if name == "seconds":
+            expected, good = "a number of at least 0", type(value) in (int, float) and 0 <= value <= ANY[1]
+        if not good:
+            raise CompanionError(f"its environment.json is damaged: {name} is {value!r:.40}, expected {expected}")
+    if run.config.epochs:
+        history = run.history
+        named = "loss" in history and all(map(NAME.fullmatch, history)) and not {"key", "epoch"} & set(history)
+        numeric = named and all(map(pd.api.types.is_numeric_dtype, history.dtypes))
+        if not numeric or len(history) != run.config.epochs or not np.isfinite(history["loss"]).all():
+            raise CompanionError(
+                f"its history is damaged: expected {run.config.epochs} epochs, each with a finite loss"
+            )
+
+
+def _range(metric: str) -> tuple[float, float]:
+    """What the metric of this name can be."""
+    return next((found for names, found in RANGES.items() if re.fullmatch(f"(.*_)?({names})", metric)), ANY)
 
 
 def fill(path: Path, accuracies: Callable[[list[Config]], list[float]]) -> int:

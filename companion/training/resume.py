@@ -28,6 +28,7 @@ from companion.training.methods import Method
 
 SECONDS = "60"  # between checkpoints; writing those of a large network after every short epoch would take longer
 TERMINATED = 128 + signal.SIGTERM  # the exit status of a process that SIGTERM ended
+HELD = {"config", "history", "part", "method", "optimizer"}  # by each checkpoint
 DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError,
            pickle.UnpicklingError, zipfile.BadZipFile, NotImplementedError)  # fmt: skip
 
@@ -77,6 +78,10 @@ class Checkpoints:
             if damaged := packed.testzip():
                 raise ValueError(f"its part {damaged} is damaged")
         state = torch.load(path, weights_only=True, map_location="cpu")
+        if not isinstance(state, dict) or not state.keys() >= HELD:
+            raise ValueError(f"it lacks part of what a checkpoint holds: {', '.join(sorted(HELD))}")
+        if not (isinstance(state["history"], list) and all(isinstance(row, dict) for row in state["history"])):
+            raise ValueError("its history is not a list of what was noted after each epoch")
         if state["config"] != _described(self.config):
             raise ValueError("it is of a run with other settings")
         if state["part"] and len(state["part"]["processes"]) != world():
@@ -182,6 +187,11 @@ def terminable() -> Iterator[Callable[[], bool]]:
     before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
     try:
         yield asked.is_set
+    except Exception as error:
+        if asked.is_set():  # the signal is going to end the process before anybody else can tell this
+            with contextlib.suppress(OSError):
+                print(f"Stopped, and not saved: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
         if asked.is_set():

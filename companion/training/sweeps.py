@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import joblib
@@ -49,7 +50,7 @@ def sweep(configs: list[Config], *, jobs: int | None = None) -> list[Run]:
     the cluster at ``CONTRASTIVE_ADDRESS`` or, without one, one of this machine that is started for the sweep and closed
     after it. There a run takes ``CONTRASTIVE_GPUS`` GPUs, a part of one if below 1; by default none, or where it uses
     any one a process. All machines of a cluster need the package, the data, and this run store on a disk that they
-    share; a run whose worker is killed is trained on by another one.
+    share. A run whose worker is killed is trained on by another one.
 
     Args:
         configs: descriptions of the runs; equal ones are trained once.
@@ -80,10 +81,7 @@ def sweep(configs: list[Config], *, jobs: int | None = None) -> list[Run]:
             elif len(missing) == 1:
                 _ensure(missing[0], jobs or _default_jobs(configs))
             else:
-                jobs = jobs or _default_jobs(configs)
-                task, settings = joblib.delayed(_ensure_elsewhere), _settings()
-                failures = joblib.Parallel(n_jobs=min(jobs, len(missing)))(task(c, jobs, settings) for c in missing)
-                _tell(missing, failures)
+                _on_this_machine(missing, jobs or _default_jobs(configs))
     _remember(folders.values())
     return [Run(config, folders[config]) for config in configs]
 
@@ -92,6 +90,22 @@ def _default_jobs(configs: list[Config]) -> int:
     if torch.accelerator.is_available() and any(config.accelerator != "cpu" for config in configs):
         return 1  # every run takes the first GPU, which one process keeps busy
     return max(1, joblib.cpu_count() // processes.number())
+
+
+def _on_this_machine(missing: list[Config], jobs: int) -> None:
+    task, settings = joblib.delayed(_ensure_elsewhere), _settings()
+    for _ in range(1 + engines.RETRIES):
+        left = [config for config in missing if not complete(folder(config))]
+        try:
+            failures = joblib.Parallel(n_jobs=min(jobs, len(missing)))(task(config, jobs, settings) for config in left)
+        except BrokenProcessPool:  # a worker was killed, and joblib has ended the others
+            continue
+        return _tell(left, failures)
+    left = sum(not complete(folder(config)) for config in missing)
+    raise CompanionError(
+        f"Processes that train were killed {1 + engines.RETRIES} times, by the system if the memory was not enough: "
+        f"{left} of {len(missing)} runs are left. Lower JOBS (now {jobs}), and start again: they go on."
+    )
 
 
 def _settings() -> dict[str, str]:
@@ -156,10 +170,10 @@ def _ensure_elsewhere(
 
 def _train(config: Config, final: Path) -> None:
     count = processes.number() if config.epochs else 1
-    options = {"accelerator": config.accelerator, "precision": config.precision}
     if count == 1:
-        _train_on(Fabric(devices=1, **options), config, final)
+        _train_on(processes.alone(config), config, final)
     else:
+        options = {"accelerator": config.accelerator, "precision": config.precision}
         processes.launch(_train_on, config, final, count=count, **options)
 
 
@@ -179,6 +193,7 @@ def one_thread() -> Iterator[None]:
 @algorithms()
 def _train_on(fabric: Fabric, config: Config, final: Path) -> None:
     """What each process of a run does. The first one measures and writes."""
+    processes.check_alone(fabric)
     started = time.perf_counter()
     partial = _partial(final)
     for leftover in partial.glob(".*"):  # what a killed process was writing

@@ -268,6 +268,23 @@ UNLIKE = {  # two views of a process, by its number
 }
 
 
+UNEVEN = {  # what a process hands to gather, by its number
+    "rows": lambda rank: torch.ones(2 + rank, 4),
+    "no rows": lambda rank: torch.ones(0 if rank == 1 else 3, 4),
+    "columns": lambda rank: torch.ones(2, 4 + rank),
+    "dimensions": lambda rank: torch.ones((2, 4) if rank else (2, 2, 2)),
+    "dtype": lambda rank: torch.ones(2, 4, dtype=torch.float64 if rank else torch.float32),
+}
+
+
+def of_uneven(fabric, name):
+    """The error, and what is gathered after it."""
+    rank = fabric.global_rank if fabric else 0
+    with pytest.raises(CompanionError) as error:
+        losses.gather(UNEVEN[name](rank))
+    return str(error.value), losses.gather(torch.tensor([rank])).tolist()
+
+
 def of_unlike(fabric, name):
     """The error, if there is one."""
     u, v = torch.randn(2, TALL, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
@@ -296,6 +313,7 @@ def cases(count):
     found |= {("method", name): functools.partial(of_method, name=name, count=count) for name in METHODS}
     found |= {("divided", name): functools.partial(of_divided, name=name) for name in DIVIDED}
     found |= {("unlike", name): functools.partial(of_unlike, name=name) for name in UNLIKE}
+    found |= {("uneven", name): functools.partial(of_uneven, name=name) for name in UNEVEN}
     return found | {("gather",): functools.partial(of_gather, count=count), ("page",): of_page}
 
 
@@ -398,6 +416,18 @@ def test_embeddings_that_differ_between_processes_are_told_by_all_of_them(launch
         else:
             assert isinstance(told, CompanionError)
             assert "Hand the loss what losses.gather makes of their parts" in str(told)
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+def test_what_cannot_be_gathered_is_told_by_all_processes_and_none_hangs(launched, name):
+    count, found = launched
+    for rank in range(count):
+        told, after = found[rank]["uneven", name]
+        shapes = ", ".join(f"{tuple(UNEVEN[name](other).shape)} by process {other}" for other in range(count))
+        assert told.startswith(f"gather was given {shapes}")
+        assert (", of different dtypes" in told) == (name == "dtype")
+        assert "`drop_last=True`" in told
+        assert after == list(range(count))
 
 
 def test_the_example_in_the_book_gives_the_gradient_of_one_process(launched):

@@ -1,4 +1,4 @@
-"""A sweep on a real Ray or Dask cluster of this machine, of which a part is killed in the middle."""
+"""A sweep by processes of this machine, or on a real Ray or Dask cluster of it, a part of which is killed."""
 
 import contextlib
 import json
@@ -8,11 +8,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 
 from companion import paths, store, training
+from companion.errors import CompanionError
 from companion.training import runs, sweeps
 
 
@@ -95,6 +98,27 @@ def assert_all_there_once(found, configs, alone, monkeypatch):
         assert run.path != same.path
         for name in ("weights.safetensors", "history.csv", "metrics.json"):
             assert (run.path / name).read_bytes() == (same.path / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("means", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_is_trained_again_whose_process_is_killed(configs, engine, alone, monkeypatch, means):
+    engine("loky", jobs="2")
+    with killing(configs, lambda process: os.kill(process, means)):
+        found = training.sweep(configs)
+    assert_all_there_once(found, configs, alone, monkeypatch)
+
+
+def test_processes_that_are_killed_again_and_again_are_told(configs, engine, monkeypatch):
+    def broken(**_):
+        asked.append(True)
+        return lambda tasks: deque(tasks, maxlen=0) or (_ for _ in ()).throw(BrokenProcessPool)
+
+    asked = []
+    engine("loky", jobs="2")
+    monkeypatch.setattr(sweeps.joblib, "Parallel", broken)
+    with pytest.raises(CompanionError, match=r"were killed 4 times.*: 6 of 6 runs are left\. Lower JOBS \(now 2\)"):
+        training.sweep(configs)
+    assert len(asked) == 4
 
 
 @pytest.mark.parametrize("means", [signal.SIGKILL, signal.SIGTERM])

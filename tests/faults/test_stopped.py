@@ -213,9 +213,10 @@ def test_processes_that_train_together_save_the_step_at_hand(config, results, un
     assert_as_if_never_stopped(configs, configs, uninterrupted, monkeypatch)
 
 
-def stopped_in_one(fabric, config, folder: Path) -> None:
-    """In one of the processes, after step 11 of 30, which is in the second of three epochs; they agree after 16."""
+def stopped_in_one(fabric, config, folder: Path, soon: float) -> None:
+    """In one of the processes, after step 11 of 30, which is in the second of three epochs."""
     torch.set_num_threads(1)
+    processes.SOON = soon
     g = torch.Generator().manual_seed(0)
     split = Split(torch.randint(256, (160, 3, 16, 16), dtype=torch.uint8, generator=g), torch.arange(160) % 4)
     place = {"rank": fabric.global_rank, "world": fabric.world_size}
@@ -240,9 +241,11 @@ def stopped_in_one(fabric, config, folder: Path) -> None:
         (folder / f"found-{number}-{fabric.global_rank}").write_text(json.dumps(found))
 
 
-def test_what_one_process_is_asked_all_do_after_the_same_step(tiny, tmp_path):
+@pytest.mark.parametrize(("soon", "expected"), [(1e9, 17), (0, 11)])
+def test_what_one_process_is_asked_all_do_after_the_same_step(tiny, tmp_path, soon, expected):
+    """Where steps are short they agree after the first and each eighth from there, where they are long after each."""
     config = tiny.replace(n_train=160, batch_size=16, epochs=3, seed=2, learning_rate=0.8)
-    processes.launch(stopped_in_one, config, tmp_path, count=2, accelerator="cpu")
+    processes.launch(stopped_in_one, config, tmp_path, soon, count=2, accelerator="cpu")
     found = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("found-*")}
     assert len(found) == 4
-    assert list(found.values()) == [{"taken": [30, 16, 14], "status": 143, "same": True}] * 4
+    assert list(found.values()) == [{"taken": [30, expected, 30 - expected], "status": 143, "same": True}] * 4

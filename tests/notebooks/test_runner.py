@@ -130,6 +130,7 @@ def test_a_failing_cell_is_told_the_others_still_run_and_the_scoreboard_is_print
         (["NOTEBOOKS=77", "reproduce"], "Unknown notebook '77'"),
         (["CLAIMS=lee2025.table9", "reproduce"], "Unknown claim 'lee2025.table9'"),
         (["CLAIMS=lee2025.table1.tr", "reproduce"], "Unknown claim 'lee2025.table1.tr'"),  # no whole part of an id
+        (["CLAIMS=o'hara", "reproduce"], "*** Unknown claim 'o'hara': companion/ledger/claims.yaml has the"),
         (["PROFILE=smoke", "DATASET=mnist", "NOTEBOOKS=02", "notebooks"], "Unknown data set 'mnist'"),
     ],
 )
@@ -137,7 +138,27 @@ def test_bad_settings_stop_it_before_anything_runs(project, arguments, expected)
     done = make(project, *arguments)
     assert done.returncode != 0
     assert expected in done.stderr
+    assert "syntax error" not in done.stderr
+    assert "unexpected" not in done.stderr
     assert executed(done) == []
+
+
+@pytest.mark.parametrize(
+    ("seed", "target"),
+    [("01", "reproduce"), ("01", "reference"), ("01", "notebooks"),
+     *((seed, "notebooks") for seed in ("00", "-1", "+1", "1.0", "1 2", "0 1", "one", "", "1'", "1;ls", "١"))],
+)  # fmt: skip
+def test_a_seed_that_would_name_another_folder_than_is_looked_into_is_told(project, seed, target):
+    done = make(project, "--dry-run", "PROFILE=smoke", f"SEED={seed}", target)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"SEED is '{seed}': expected a whole number of at least 0, written plainly, such as" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("seed", ["0", "10", "1020"])
+def test_a_seed_that_is_a_whole_number_is_taken(project, seed):
+    assert due(project, "PROFILE=smoke", f"SEED={seed}", "NOTEBOOKS=01", "DATASET=digits") == ["01_trains"]
 
 
 @pytest.mark.parametrize("module", [execute, report])

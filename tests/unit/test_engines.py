@@ -6,6 +6,7 @@ import socket
 import sys
 import threading
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -66,7 +67,9 @@ def test_nothing_named_is_loky(ask):
      ({"engine": "ray", "gpus": "half"}, r"^GPUS .* is 'half': expected a finite number"),
      ({"engine": "ray", "gpus": "-1"}, r"^GPUS .* is -1.0: expected a finite number at least 0"),
      ({"engine": "ray", "gpus": "nan"}, r"^GPUS .* is nan: expected a finite number"),
-     ({"engine": "dask", "gpus": "1.5"}, r"^GPUS .* is 1.5: expected a part of one GPU, or whole ones")],
+     ({"engine": "ray", "gpus": "1e-320"}, r"^GPUS .* is 9.99989e-321: expected 0, a part of one GPU from 0.0001 on"),
+     ({"engine": "dask", "gpus": "0.00009"}, r"^GPUS .* is 9e-05: expected 0, a part of one GPU from 0.0001 on"),
+     ({"engine": "dask", "gpus": "1.5"}, r"^GPUS .* is 1.5: expected 0, a part of one GPU .*, or whole ones")],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_told_before_anything_is_trained(quick, results, ask, given, told):
     ask(**given)
@@ -184,6 +187,26 @@ def test_a_run_for_which_no_machine_has_room_is_told(quick, results, ask, cluste
     with pytest.raises(CompanionError, match=r"^A run takes 1 CPUs and 2 GPUs, and none of the 1 machines of the Ray"):
         sweep([quick])
     assert cluster == []
+
+
+@pytest.mark.parametrize(
+    ("gpus", "devices", "told"),
+    [("0.5", 0, "0.5 GPUs, .* has 0 CUDA devices"), ("1", 0, "1 GPUs, .* has 0"), ("2", 1, "2 GPUs, .* has 1"),
+     ("0.5", 1, ""), ("2", 2, ""), ("0", 0, ""), ("", 0, ""), ("", 1, "")],
+)  # fmt: skip
+def test_dask_on_this_machine_invents_no_gpus(quick, results, ask, monkeypatch, gpus, devices, told):
+    """Without Dask: a worker has what its cluster says, whether or not there are such devices."""
+
+    def started(**options):
+        raise CompanionError(f"started with {options['resources']}")
+
+    monkeypatch.setitem(sys.modules, "dask", types.ModuleType("dask"))
+    monkeypatch.setitem(sys.modules, "distributed", types.SimpleNamespace(Client=None, LocalCluster=started))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: devices)
+    ask(engine="dask", gpus=gpus)
+    with pytest.raises(CompanionError, match=rf"^A run takes {told}" if told else "^started with"):
+        sweep([quick])
+    assert not (results / "runs").exists() or not runs.folder(quick).exists()
 
 
 def test_one_that_fails_or_whose_worker_is_lost_does_not_end_the_others(quick, results, ask, cluster, monkeypatch):

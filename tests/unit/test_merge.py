@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from companion import paths, store
@@ -17,6 +18,7 @@ from companion.course import merge, profiles
 from companion.errors import CompanionError
 from companion.ledger import identity, load, over_seeds, verdict
 from companion.training import baselines, recorded, sweep, table
+from companion.training.provenance import NAMES, provenance
 
 SIZES = {
     "image_size": 16, "n_train": 64, "n_validation": 10, "width": 4, "projector_hidden": 16, "projector_dim": 8,
@@ -133,13 +135,42 @@ def cut_short(run):
     (run / "history.csv").write_text("\n".join(lines[:-1]) + "\n")
 
 
+def rename_column(run):
+    text = (run / "history.csv").read_text()
+    (run / "history.csv").write_text(text.replace("step,", "key,", 1))
+
+
+ONE_LINE = "expected a line of at most 200 characters"
 DAMAGE = {
     "no metrics": (lambda run: (run / "metrics.json").unlink(), "not complete: it has no metrics.json"),
-    "half-written": (lambda run: (run / "metrics.json").write_text('{"linear_acc'), "missing or damaged"),
+    "half-written": (
+        lambda run: (run / "metrics.json").write_text('{"linear_acc'),
+        "missing or damaged .* once it is whole there: ",
+    ),
     "no number": (edit("metrics.json", linear_accuracy=float("nan")), "its metrics are damaged"),
     "words": (edit("metrics.json", alignment="high"), "its metrics are damaged"),
     "a truth value": (edit("metrics.json", alignment=True), "its metrics are damaged"),
     "an infinity": (edit("metrics.json", alignment=float("inf")), "its metrics are damaged"),
+    "an integer beyond every float": (edit("metrics.json", alignment=10**400), "alignment is 1000"),
+    "an accuracy of 7": (edit("metrics.json", linear_accuracy=7.0), "linear_accuracy is 7.0, expected a .* 0 to 1"),
+    "a share below 0": (edit("metrics.json", test_image_r5=-0.1), "test_image_r5 is -0.1, expected .* from 0 to 1"),
+    "a variance of -7": (edit("metrics.json", variance_total=-7), "variance_total is -7, expected .* from 0 to 1"),
+    "an accuracy left out": (edit("metrics.json", linear_accuracy=None), "linear_accuracy is None, expected"),
+    "a key among the metrics": (edit("metrics.json", key=1.0), "'key' is no name of a metric"),
+    "a setting among them": (edit("metrics.json", epochs=1.0), "'epochs' is no name of a metric"),
+    "a baseline among them": (edit("metrics.json", pixels_accuracy=0.5), "'pixels_accuracy' is no name of a metric"),
+    "a name of two lines": (edit("metrics.json", **{"a\nb": 1.0}), r"'a\\nb' is no name of a metric"),
+    "two lines": (edit("environment.json", device="cpu\n, one thread"), rf"device is 'cpu\\n, one thread', {ONE_LINE}"),
+    "an old line break": (edit("environment.json", commit="1\r2"), rf"commit is '1\\r2', {ONE_LINE}"),
+    "half a character": (edit("environment.json", device="\ud800"), ONE_LINE),
+    "more than csv reads": (edit("environment.json", device="x" * 200_000), ONE_LINE),
+    "a list of devices": (edit("environment.json", device=["cpu"]), ONE_LINE),
+    "a metric made with": (edit("environment.json", linear_accuracy=0.99), "has 'linear_accuracy': expected only det"),
+    "a key made with": (edit("environment.json", key="x"), "has 'key': expected only deterministic, python"),
+    "a time that is none": (edit("environment.json", seconds=-1), "seconds is -1, expected a number of at least 0"),
+    "nested deeply": (lambda run: (run / "config.json").write_text("[" * 100_000), "nested too deeply to be read"),
+    "metrics nested deeply": (lambda run: (run / "metrics.json").write_text('{"a":' * 100_000), "nested too deeply"),
+    "a key in its history": (rename_column, "its history is damaged"),
     "unknown origin": (lambda run: (run / "environment.json").write_text("{}"), "does not say what it was made with"),
     "an epoch lost": (cut_short, "its history is damaged: expected 2 epochs"),
     "binary": (lambda run: (run / "history.csv").write_bytes(b"\xff\x00\xff"), "missing or damaged"),
@@ -154,7 +185,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_what_is_not_sound_or_not_of_this_table_is_refused_by_name(there, here, damage):
+def test_what_is_not_sound_or_not_of_this_table_is_refused_by_name(there, here, damage, capsys):
     harm, why = DAMAGE[damage]
     run = there / "runs" / names(there)[1]
     harm(run)
@@ -168,6 +199,22 @@ def test_what_is_not_sound_or_not_of_this_table_is_refused_by_name(there, here, 
     ]  # fmt: skip
     assert run.name not in (here / "gpu" / "histories.csv").read_text()
     assert "Refused, 1 claim" in told  # it rests on the refused run
+    assert "and its run is trained again" not in told  # by nobody here
+    assert "is ignored" not in capsys.readouterr().out  # the table has no line that is none
+
+
+def test_what_provenance_tells_is_recorded(monkeypatch):
+    monkeypatch.setattr("torch.are_deterministic_algorithms_enabled", lambda: True)
+    assert tuple(provenance(torch.device("cpu"))) == NAMES
+
+
+def test_what_is_recorded_is_possible():
+    """The numbers of the repository's own tables."""
+    for path in paths.reference().glob("*/runs.csv"):
+        numbers = pd.read_csv(path).select_dtypes("number")
+        for name in numbers:
+            low, high = recorded._range(name)
+            assert numbers[name].dropna().between(low - 1e-6, high + 1e-6).all(), f"{name} of {path}"
 
 
 def test_a_run_that_is_recorded_with_other_numbers_stays_and_carries_no_claim(there, here):
@@ -242,11 +289,13 @@ def test_a_claim_that_the_profile_does_not_test_is_refused(there, here):
     assert not (here / "gpu" / "claims.json").exists()
 
 
-def test_runs_are_recorded_though_the_claims_are_damaged(there, here):
-    (there / "gpu" / "claims.json").write_text("{")
+@pytest.mark.parametrize("text", ["{", "[" * 100_000], ids=["half", "nested deeply"])
+def test_runs_are_recorded_though_the_claims_are_damaged(there, here, text):
+    (there / "gpu" / "claims.json").write_text(text)
     told = merge.merge(str(there), "gpu")
     assert told.startswith("gpu: 11 runs are new")
     assert f"No claim was taken over: {there / 'gpu' / 'claims.json'} is damaged" in told
+    assert "make reproduce" not in told  # that makes none there
     assert len(recorded.read(here / "gpu" / "runs.csv"))
     assert not (here / "gpu" / "claims.json").exists()
 

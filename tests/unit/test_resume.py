@@ -95,6 +95,17 @@ def test_without_a_file_it_stops_all_the_same(plain, split):
     assert Training(plain, split, stop_after=2).stopped == 143
 
 
+def changed(change):
+    """A whole file with something else in it."""
+
+    def damage(content: bytes) -> bytes:
+        state, buffer = torch.load(io.BytesIO(content), weights_only=True), io.BytesIO()
+        torch.save(change(state), buffer)
+        return buffer.getvalue()
+
+    return damage
+
+
 def broken_off(content: bytes) -> bytes:
     return content[: len(content) // 2]
 
@@ -112,6 +123,15 @@ DAMAGE = {
     "other bytes": lambda content: bytes(range(256)) * 100,
     "one bit": one_bit_in_a_weight,
     "text": lambda content: b"not a checkpoint\n",
+    "no history": changed(lambda state: state | {"history": None}),
+    "a number for it": changed(lambda state: state | {"history": 2}),
+    "numbers in it": changed(lambda state: state | {"history": [1.5, 1.4]}),
+    "no part": changed(lambda state: {name: value for name, value in state.items() if name != "part"}),
+    "a list": changed(lambda state: list(state)),
+}
+REASONS = {
+    "no history": "its history is not a list of what was noted after each epoch",
+    "no part": "it lacks part of what a checkpoint holds: config, history, method, optimizer, part",
 }
 
 
@@ -128,7 +148,7 @@ def test_instead_of_a_damaged_checkpoint_the_one_before_is_used(plain, split, st
     stopped.write_bytes(DAMAGE[damage](stopped.read_bytes()))
     resumed = Training(plain, split, checkpoint=stopped)
     told = capsys.readouterr().err
-    assert told.startswith(f"The checkpoint {stopped} cannot be used (")
+    assert told.startswith(f"The checkpoint {stopped} cannot be used ({REASONS.get(damage, '')}")
     assert told.endswith("). The one before it is used.\n")
     assert resumed.steps == 12 - 6  # the second epoch had ended
     assert resumed == Training(plain, split)
@@ -287,6 +307,20 @@ def test_an_error_inside_does_not_swallow_sigterm(heard):
     with pytest.raises(RuntimeError):
         fail()
     assert heard == [1]
+
+
+def test_an_error_beside_sigterm_is_told_before_the_process_ends(heard, capsys):
+    def fail(*, stopped):
+        with terminable():
+            if stopped:
+                os.kill(os.getpid(), signal.SIGTERM)
+            raise CompanionError("Cannot write there: the disk is full.")
+
+    for stopped in (True, False):  # where nobody has stopped it, who catches it tells it
+        with pytest.raises(CompanionError):
+            fail(stopped=stopped)
+        told = capsys.readouterr().err
+        assert told == "Stopped, and not saved: CompanionError: Cannot write there: the disk is full.\n" * stopped
 
 
 def test_only_the_main_thread_listens(heard):

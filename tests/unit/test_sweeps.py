@@ -7,7 +7,7 @@ import torch
 
 from companion import store
 from companion.errors import CompanionError
-from companion.training import Contrastive, Labelled, Unchanged, run, runs, sweep, sweeps
+from companion.training import Contrastive, Labelled, Unchanged, processes, run, runs, sweep, sweeps, train
 from companion.training.data import Data, Split
 
 
@@ -230,14 +230,33 @@ def test_a_run_computes_in_one_thread(quick, results, trained):
 
 
 def test_a_run_has_the_precision_and_the_device_of_its_config(quick, results, trained, monkeypatch):
-    asked, fabric = [], sweeps.Fabric
+    asked, fabric = [], processes.Fabric
     monkeypatch.setattr(
-        sweeps, "Fabric", lambda accelerator, **o: asked.append(accelerator) or fabric(accelerator="cpu", **o)
+        processes, "Fabric", lambda accelerator, **o: asked.append(accelerator) or fabric(accelerator="cpu", **o)
     )
     run(quick.replace(precision="bf16-mixed", accelerator="cuda"))
     assert asked == ["cuda"]
     with trained[0]["fabric"].autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+
+
+def test_a_run_in_a_job_of_slurm_is_no_task_of_it(quick, results, monkeypatch):
+    """Fabric would raise, or wait for the other three."""
+    slurm = {"JOB_ID": "7", "JOB_NAME": "sweep", "NTASKS": "4", "PROCID": "1", "LOCALID": "1", "NODELIST": "node1"}
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert len(run(quick).history) == quick.epochs
+
+
+def test_a_run_among_processes_that_it_knows_nothing_of_is_told_and_leaves_nothing(quick, results, monkeypatch):
+    monkeypatch.setattr(processes, "world", lambda: 2)
+    told = "torch.distributed has 2 processes here, this training 1: .* Train before .*init_process_group"
+    with pytest.raises(CompanionError, match=told):
+        run(quick)
+    assert [path.name for path in (results / "runs").iterdir()] == [".locks"]
+    method, source = runs.initial(quick), sweeps.source_of(quick, runs.load_data(quick), "cpu")
+    with pytest.raises(CompanionError, match=told):
+        train(method, source, quick)
 
 
 @pytest.mark.parametrize(("method", "part"), [(Contrastive(), "train"), (Labelled(), "labelled")])

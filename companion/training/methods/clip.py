@@ -129,8 +129,8 @@ class ClipMethod(Method):
             u, v = self.project(batch.first, batch.second)
         else:  # one pass, so that batch norm sees both
             u, v = self.model(torch.cat([batch.first, batch.second])).chunk(2)
-        u, v = losses.gather(u), losses.gather(v)
         with losses.unchecked():
+            u, v = losses.gather(u), losses.gather(v)
             auxiliary = self.settings.vrns * losses.vrns(u, v, n=self.n) if self.settings.vrns else 0
             return self._contrastive(u, v) + auxiliary
 

@@ -110,8 +110,8 @@ class ContrastiveMethod(Method):
             u, v = self.project(batch.first, batch.second)
         else:  # one pass, so that batch norm sees both views
             u, v = self.model(torch.cat([batch.first, batch.second])).chunk(2)
-        u, v = losses.gather(u), losses.gather(v)  # (B, d) each
         with losses.unchecked():
+            u, v = losses.gather(u), losses.gather(v)  # (B, d) each
             if self.m is not None:
                 return in_sub_batches(self.objective, u, v, self.m)
             return self.objective(u, v, **({"y": losses.gather(batch.labels)} if self.known else {}))

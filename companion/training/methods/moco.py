@@ -89,11 +89,11 @@ class MoCoMethod(Method):
         self.keys: Tensor | None = None  # (B, d) of the batch at hand, which join the queue after the step
 
     def loss(self, batch: Batch) -> Tensor:
-        queries = losses.gather(self._in_groups(self.model, batch.first))  # (B, d)
-        with torch.no_grad():
-            keys = self._encode(batch.second)
-            self.keys = normalize(keys.to(torch.promote_types(keys.dtype, torch.float32)))
         with losses.unchecked():
+            queries = losses.gather(self._in_groups(self.model, batch.first))  # (B, d)
+            with torch.no_grad():
+                keys = self._encode(batch.second)
+                self.keys = normalize(keys.to(torch.promote_types(keys.dtype, torch.float32)))
             return losses.info_nce(queries, self.keys, temperature=self.settings.temperature, queue=self.queue)
 
     @torch.no_grad()
