@@ -6,13 +6,13 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import joblib
 import pandas as pd
 import safetensors.torch
 import torch
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from lightning_fabric import Fabric
 from threadpoolctl import threadpool_limits
 from torch.optim.swa_utils import update_bn
@@ -98,7 +98,7 @@ def _on_this_machine(missing: list[Config], jobs: int) -> None:
         left = [config for config in missing if not complete(folder(config))]
         try:
             failures = joblib.Parallel(n_jobs=min(jobs, len(missing)))(task(config, jobs, settings) for config in left)
-        except BrokenProcessPool:  # a worker was killed, and joblib has ended the others
+        except TerminatedWorkerError:  # a worker was killed, and joblib has ended the others
             continue
         return _tell(left, failures)
     left = sum(not complete(folder(config)) for config in missing)

@@ -9,10 +9,10 @@ import sys
 import threading
 import time
 from collections import deque
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from companion import paths, store, training
 from companion.errors import CompanionError
@@ -111,7 +111,7 @@ def test_a_run_is_trained_again_whose_process_is_killed(configs, engine, alone, 
 def test_processes_that_are_killed_again_and_again_are_told(configs, engine, monkeypatch):
     def broken(**_):
         asked.append(True)
-        return lambda tasks: deque(tasks, maxlen=0) or (_ for _ in ()).throw(BrokenProcessPool)
+        return lambda tasks: deque(tasks, maxlen=0) or (_ for _ in ()).throw(TerminatedWorkerError)
 
     asked = []
     engine("loky", jobs="2")
