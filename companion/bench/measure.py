@@ -14,7 +14,9 @@ import math
 import multiprocessing
 import platform
 import statistics
+import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from torch import Tensor
 from companion import paths, store
 from companion.bench import report
 from companion.bench.contenders import CONTENDERS, DIMENSION, OURS, TILE
-from companion.bench.report import AUTO
+from companion.bench.report import AUTO, DENSE, FLOOR, TILED, USUAL
 from companion.errors import CompanionError, whole
 from companion.training import progress
 
@@ -32,6 +34,7 @@ SIZES = {"cpu": tuple(2**k for k in range(4, 14)), "cuda": tuple(2**k for k in r
 LARGE = {"cpu": 50_000, "cuda": 500_000}  # instances, of this package's NT-Xent alone, once
 EXACT = {"cpu": 4096, "cuda": 65_536}  # most instances of which the gradient is held against float64
 PATIENCE = 30.0  # seconds: a contender whose next size would take longer for one pass is not asked
+OURS_AND_USUAL = (FLOOR, AUTO, TILED, DENSE, USUAL)  # whose failure is a fault; a library may not suit the machine
 TURN = 0.05  # seconds that a turn of a contender takes at least: single passes of small batches scatter too much
 
 
@@ -62,14 +65,20 @@ def trial(loss: str, contender: str, sizes: list[int], device: str, autocast: bo
     Returns:
         n → {"seconds", "bytes"}, as far as patience and memory reach; bytes above what the process held before, or
         None where the operating system does not tell. The largest n up to ``EXACT`` has the "error" of the gradient
-        too, by :func:`error`. A contender that is not installed gives {}.
+        too, by :func:`error`. A contender that is not installed gives {}; a library that fails, what it did before.
     """
     torch.set_num_threads(threads)
+    found = {}
+    with left_out_if_it_fails(f"{contender}, {loss}", contender not in OURS_AND_USUAL):
+        _try(found, loss, contender, sizes, device, autocast)
+    return found
+
+
+def _try(found: dict, loss: str, contender: str, sizes: list[int], device: str, autocast: bool) -> None:
     try:
         function = CONTENDERS[loss][contender](device)
     except ImportError:
-        return {}
-    found = {}
+        return
     seconds(function, embeddings(8, device, autocast), device, autocast)  # loads what is loaded at the first call
     for n in sizes:
         inputs = embeddings(n, device, autocast)
@@ -93,7 +102,17 @@ def trial(loss: str, contender: str, sizes: list[int], device: str, autocast: bo
         seconds(function, inputs, device, autocast)
         if inputs[0].grad is not None:
             found[max(exact)]["error"] = error(loss, inputs)
-    return found
+
+
+@contextlib.contextmanager
+def left_out_if_it_fails(what: str, optional: bool) -> Iterator[None]:
+    """What fails inside is told, and no more, if it is ``optional``: the others are measured."""
+    try:
+        yield
+    except Exception as error:
+        if not optional:
+            raise
+        print(f"{what}: left out, for it failed here: {type(error).__name__}: {error}", file=sys.stderr)
 
 
 def error(loss: str, inputs: tuple[Tensor, Tensor]) -> float:
@@ -118,13 +137,16 @@ def race(loss: str, trials: dict, n: int, device: str, autocast: bool) -> dict[s
     round_trip = sum(trials[name][n]["seconds"] for name in field)
     rounds = max(4, min(15, int(PATIENCE / max(round_trip, 1e-3))))
     inputs = embeddings(n, device, autocast)
-    times = {name: [] for name in field}
     passes = {name: max(1, round(TURN / trials[name][n]["seconds"])) for name in field}
-    for _ in range(1 + rounds):
-        for name, function in field.items():
-            turn = [seconds(function, inputs, device, autocast) for _ in range(passes[name])]
-            times[name].append(statistics.median(turn))
-    return {name: rest for name, (_, *rest) in times.items()}  # the first round warms up
+    times = {name: [] for name in field}
+    for number in range(1 + rounds):  # the first one warms up
+        for name in [*times]:
+            with left_out_if_it_fails(f"{name}, {loss}, n = {n}", name not in OURS_AND_USUAL):
+                turn = [seconds(field[name], inputs, device, autocast) for _ in range(passes[name])]
+                times[name] += [statistics.median(turn)] if number else []
+                continue
+            del times[name]
+    return times
 
 
 def main(arguments: list[str] | None = None) -> Path:
@@ -150,7 +172,9 @@ def main(arguments: list[str] | None = None) -> Path:
     with progress.bar(steps, "bench", "step") as bar:
         for task in tasks:  # a new process each: what one contender leaves behind is not charged to the next
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-                found.append(fresh.submit(trial, *task, *where, chosen.threads).result())
+                found.append({})
+                with left_out_if_it_fails(", ".join(task[1::-1]), task[1] not in OURS_AND_USUAL):
+                    found[-1] = fresh.submit(trial, *task, *where, chosen.threads).result()
             bar.update()
         results = {
             "machine": machine(chosen.device, chosen.threads)

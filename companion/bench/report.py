@@ -5,11 +5,7 @@ import statistics
 from pathlib import Path
 
 from companion import store
-from companion.course import figures
 from companion.errors import extra
-
-with extra("course"):
-    import matplotlib.pyplot as plt
 
 FLOOR, AUTO, TILED, DENSE = "three products", "companion", "companion, tiled", "companion, dense"
 USUAL = "usual formula"
@@ -90,6 +86,10 @@ def table(results: dict) -> str:
 
 def figure(results: dict, path: Path) -> None:
     """Write a picture of NT-Xent over n: time against the floor, and peak memory."""
+    with extra("course"):  # here, so that a machine without notebooks measures too
+        import matplotlib.pyplot as plt
+
+        from companion.course import figures
     chart, (left, right) = figures.panels(2, height=3.8)
     for (name, trial), color in zip(results["trials"]["nt_xent"].items(), figures.PALETTE, strict=False):
         found = {n: t for n, times in results["times"]["nt_xent"].items() if (t := ratios(times, name, FLOOR))}

@@ -25,7 +25,7 @@ from torch import nn
 from torch.func import functional_call, grad, stack_module_state
 
 from companion import losses
-from companion.bench.measure import parsed, synchronise, written
+from companion.bench.measure import left_out_if_it_fails, parsed, synchronise, written
 from companion.bench.report import ratios, spread
 from companion.bench.training import config_of, described, network, noise, steps_of, views_of
 from companion.errors import CompanionError, command, whole
@@ -173,24 +173,32 @@ def _worker(config: Config, steps: int, gate, taken) -> None:
 
 
 def measure(config: Config, steps: int, runs: int, rounds: int, threads: int) -> dict[str, list[float]]:
-    """Seconds of every contender's epochs, by name, the first of which is left out: it warms up."""
-    times: dict[str, list[float]] = {}
+    """Seconds of every contender's epochs, by name, the first of which is left out: it warms up. So is one that fails
+    in it, if one run alone does not."""
     with by_processes(config, steps, runs) as processes:
-        field = {ONE: (one(config, steps), 1), PROCESSES: (processes, 1)}
+        made = {ONE: (lambda: one(config, steps), 1), PROCESSES: (lambda: processes, 1)}
         if config.accelerator == "cuda":
-            field[STREAMS] = by_streams(config, steps, runs), 1
+            made[STREAMS] = (lambda: by_streams(config, steps, runs), 1)
         elif threads > 1:
-            field[THREADS] = one(config, steps), threads
-        field[STACKED] = stacked(config, steps, runs), threads
-        with bar((1 + rounds) * len(field), "bench", "epoch") as progress:
-            for _ in range(1 + rounds):
+            made[THREADS] = (lambda: one(config, steps), threads)
+        made[STACKED] = (lambda: stacked(config, steps, runs), threads)
+        field = {}
+        for name, (make, its_threads) in made.items():
+            torch.set_num_threads(its_threads)
+            with left_out_if_it_fails(name, name != ONE):
+                train = make()
+                train()
+                field[name] = train, its_threads
+        times: dict[str, list[float]] = {name: [] for name in field}
+        with bar(rounds * len(field), "bench", "epoch") as progress:
+            for _ in range(rounds):
                 for name, (train, its_threads) in field.items():
                     torch.set_num_threads(its_threads)
                     start = time.perf_counter()
                     train()
-                    times.setdefault(name, []).append(time.perf_counter() - start)
+                    times[name].append(time.perf_counter() - start)
                     progress.update()
-    return {name: rest for name, (_, *rest) in times.items()}
+    return times
 
 
 def table(results: dict) -> str:

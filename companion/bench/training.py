@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from companion.bench.contenders import TEMPERATURE, usual_formula
-from companion.bench.measure import machine, parsed, synchronise, written
+from companion.bench.measure import left_out_if_it_fails, machine, parsed, synchronise, written
 from companion.bench.report import ratios, spread
 from companion.errors import command, whole
 from companion.training import Config, Contrastive, SimCLR
@@ -117,9 +117,10 @@ def contenders(
     return {
         ALONE: ours(lambda epoch: itertools.repeat(fixed, steps)),
         MEMORY: ours(views_of(config, fabric, images).batches),
-        **({COMPILED: ours(views_of(config, fabric, images).batches, True)} if compiled else {}),
         FILES: ours(views_of(config, fabric, files, workers).batches),
         USUAL: usual(),
+        # Last, for the others would suffer if it failed in the middle of a graph's capture.
+        **({COMPILED: ours(views_of(config, fabric, images).batches, True)} if compiled else {}),
     }
 
 
@@ -249,13 +250,8 @@ def warm(field: dict[str, Callable[[], None]]) -> dict[str, Callable[[], None]]:
     """Those of the field that can be run, after a first epoch each: a machine may lack what compiles."""
     able = {}
     for name, epoch in field.items():
-        try:
+        with left_out_if_it_fails(name, name == COMPILED):
             epoch()
-        except Exception as error:
-            if name != COMPILED:
-                raise
-            print(f"{name}: left out, for torch.compile failed here: {error}", file=sys.stderr)
-        else:
             able[name] = epoch
     return able
 

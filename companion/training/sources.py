@@ -76,7 +76,10 @@ class Views:
     def _read(self, chunks) -> Iterator[tuple[Tensor, Split]]:
         """Numbers of images, and these images on the device."""
         if isinstance(self.split, Split):
-            yield from ((numbers, self.split[numbers]) for numbers in (chunk.to(self.device) for chunk in chunks))
+            yield from (
+                (numbers, self.split[numbers])
+                for numbers in (chunk.to(self.device, non_blocking=True) for chunk in chunks)
+            )
             return
         loader = torch.utils.data.DataLoader(
             _Chunks(self.split, chunks), batch_size=None, num_workers=self.workers,

@@ -214,6 +214,35 @@ def test_a_contender_that_is_not_installed_is_left_out(clock, monkeypatch):
     assert trial([4]) == {}
 
 
+def test_a_library_that_fails_is_told_and_keeps_what_it_did_and_a_loss_of_ours_is_a_fault(clock, monkeypatch, capsys):
+    def seconds(n):
+        if n == 16:
+            raise RuntimeError("out of resource")
+        return 1e-6
+
+    clock.seconds = seconds
+    assert set(trial([4, 8, 16, 32])) == {4, 8}
+    assert capsys.readouterr().err == "a, x: left out, for it failed here: RuntimeError: out of resource\n"
+    assert trial([16]) == {}
+    monkeypatch.setattr(bench, "OURS_AND_USUAL", "a")
+    with pytest.raises(RuntimeError, match="out of resource"):
+        trial([16])
+
+
+def test_a_library_that_fails_in_a_race_is_told_and_leaves_it(clock, capsys):
+    calls = itertools.count()
+
+    def seconds(n):
+        if next(calls) == 4:
+            raise RuntimeError("an illegal instruction")
+        return 2.0
+
+    clock.seconds = seconds
+    trials = {name: {8: {"seconds": 2.0}} for name in "abc"}
+    assert bench.race("x", trials, 8, "cpu", False) == {"a": [2.0] * 5, "c": [2.0] * 5}
+    assert "b, x, n = 8: left out, for it failed here: RuntimeError: an illegal" in capsys.readouterr().err
+
+
 def test_contenders_take_turns_and_the_first_round_is_not_counted(clock):
     calls = itertools.count()
     clock.seconds = lambda n: next(calls)

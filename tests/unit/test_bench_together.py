@@ -113,6 +113,22 @@ def test_rounds_are_timed_with_their_threads_and_the_first_is_left_out(monkeypat
     assert called == [(bench.ONE, 1), (bench.PROCESSES, 1), (bench.THREADS, 5), (bench.STACKED, 5)] * 3
 
 
+def test_what_fails_is_told_and_the_others_are_measured(monkeypatch, capsys):
+    def stacked(*_):
+        raise torch.OutOfMemoryError("no room for four")
+
+    monkeypatch.setattr(bench, "one", lambda *_: lambda: None)
+    monkeypatch.setattr(bench, "by_processes", lambda *_: contextlib.nullcontext(lambda: None))
+    monkeypatch.setattr(bench, "stacked", stacked)
+    assert list(bench.measure(TINY, STEPS, 2, 1, 1)) == [bench.ONE, bench.PROCESSES]
+    assert capsys.readouterr().err == (
+        "stacked by vmap: left out, for it failed here: OutOfMemoryError: no room for four\n"
+    )
+    monkeypatch.setattr(bench, "one", stacked)
+    with pytest.raises(torch.OutOfMemoryError):
+        bench.measure(TINY, STEPS, 2, 1, 1)
+
+
 def test_views_of_all_runs_are_counted():
     machine = {"name": "x", "torch": "2", "encoder": "small", "image_size": 8, "batch_size": 8, "precision": "32-true"}
     times = {bench.ONE: [1.0, 2.0], bench.THREADS: [0.5, 1.0], bench.PROCESSES: [2.0, 4.0], bench.STACKED: [1.5, 3.0]}

@@ -8,8 +8,23 @@ import pytest
 import torch
 from elsewhere import Elsewhere, here, second_device
 
-from companion.training import Config, Contrastive, Labelled, Pairs, SimCLR, Supervised, Views, loop, run, runs, train
+from companion.training import (
+    Batch,
+    Config,
+    Contrastive,
+    Labelled,
+    Pairs,
+    SimCLR,
+    Supervised,
+    Views,
+    initial,
+    loop,
+    run,
+    runs,
+    train,
+)
 from companion.training.data import Data, Split
+from companion.training.processes import alone
 
 METHODS = [
     Contrastive(), Contrastive(vrns=3, loss_batch_size=8), Contrastive(loss="clip", within_view=True),
@@ -236,6 +251,25 @@ def test_a_stopped_run_resumes_on_a_gpu(tiny, results, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             run(config)
     assert run(config).metrics == pytest.approx(whole.metrics, abs=0.05 + 1e-9)  # one of twenty images
+
+
+@pytest.mark.cuda
+def test_a_captured_step_of_a_compiled_encoder_trains_like_an_ordinary_one():
+    """Views grow in the middle, so that both the encoder is compiled and the step captured anew."""
+    losses, config = {}, Config(encoder="resnet18", image_size=32, accelerator="cuda")
+    for compiled in (True, False):
+        torch.manual_seed(0)
+        method = initial(config).to("cuda", memory_format=torch.channels_last)
+        method.compiled = method.static = compiled
+        _, optimizer, step = loop.set_up(method.train(), config, alone(config))
+        optimizer.param_groups[0]["lr"] = 1e-4
+        losses[compiled] = []
+        for number, side in enumerate([24] * 6 + [32] * 6):
+            views = torch.rand(2, 16, 3, side, side, generator=torch.Generator().manual_seed(number)).to("cuda")
+            losses[compiled].append(step(Batch(*views, torch.zeros(16, device="cuda"))).item())
+            optimizer.step()
+    assert losses[True] == pytest.approx(losses[False], rel=0.01)  # steps amplify what other kernels round
+    assert len(set(losses[True])) == 12
 
 
 @pytest.mark.cuda
