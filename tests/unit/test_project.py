@@ -160,6 +160,12 @@ def test_with_the_science_alone_the_rest_names_its_extra(module, extra):
     assert re.search(r"pip install 'contrastive-companion\[(train|course)\]'", last).group(1) in ("train", extra)
 
 
+@pytest.mark.parametrize("module", ["measure", "training", "together", "speedrun"])
+def test_a_machine_without_notebooks_measures_too(module):
+    done = import_alone(f"bench.{module}", ["ipywidgets", "IPython", "nbformat", "papermill", "matplotlib", "seaborn"])
+    assert done.returncode == 0, done.stderr
+
+
 EXTRAS = {"training": ["train"], "ledger": ["train", "course"], "course": ["train", "course"],
           "diagnose": ["train", "course"], "bench": ["train", "course", "oracles", "kernels"]}  # fmt: skip
 
