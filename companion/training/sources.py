@@ -76,10 +76,9 @@ class Views:
     def _read(self, chunks) -> Iterator[tuple[Tensor, Split]]:
         """Numbers of images, and these images on the device."""
         if isinstance(self.split, Split):
-            yield from (
-                (numbers, self.split[numbers])
-                for numbers in (chunk.to(self.device, non_blocking=True) for chunk in chunks)
-            )
+            # Without waiting for a GPU: what lies in ordinary memory has been copied from there when this returns.
+            there = (chunk.to(self.device, non_blocking=True) for chunk in chunks)
+            yield from ((numbers, self.split[numbers]) for numbers in there)
             return
         loader = torch.utils.data.DataLoader(
             _Chunks(self.split, chunks), batch_size=None, num_workers=self.workers,
