@@ -264,6 +264,10 @@ def read(path: Path) -> dict[str, dict]:
         for record in stored.values():
             observed(record)
             choose(record["verdict"], (*VERDICTS, NOT_LEARNT), "verdict")
+            runs = record.get("runs", [])
+            if not (isinstance(runs, list) and all(isinstance(key, str) for key in runs)):
+                raise CompanionError(f"its runs are {runs!r:.60}: expected a list of their names")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CompanionError(f"{path} is damaged ({error}): remove it and run `make reproduce`.") from error
+        why = str(error).removesuffix(".")
+        raise CompanionError(f"{path} is damaged ({why}): remove it and run `make reproduce`.") from error
     return {id: record for id, record in stored.items() if id in load()}

@@ -425,7 +425,15 @@ def test_another_data_set_or_seed_is_held_to_nothing(results):
     assert book.surprises() == ["lee2025.theorem5.5.lower: not reproduced, found before: reproduced"]
 
 
-@pytest.mark.parametrize("content", ["{half", "[]", '{"trained": {"value": 1}}', '{"trained": 3}'])
+SOUND = {"value": 0, "low": 0, "high": 0, "n": 3, "verdict": "inconclusive", "runs": ["a", "b"]}
+FOREIGN = [{"n": "3"}, {"n": 2.5}, {"n": 0}, {"n": True}, {"runs": 5}, {"runs": "ab"}, {"runs": [1]}, {"value": "0"}]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{half", "[]", '{"trained": {"value": 1}}', '{"trained": 3}']
+    + [json.dumps({"trained": SOUND | values}) for values in FOREIGN],
+)
 def test_a_damaged_file_is_told(book, content):
     book.check("formula", identity(0), quantity="q")
     (paths.results() / "smoke" / "claims.json").write_text(content)
