@@ -85,6 +85,10 @@ const reach = () => boxes.forEach((box) => {
 const watched = new ResizeObserver(reach); // of windows, fonts, pictures that come in, solutions that open
 boxes.forEach((box) => watched.observe(box));
 
+// A link in the theme's dialog of contents leads to a place on this page, which the dialog would go on covering.
+const contents = document.querySelector("#pst-secondary-sidebar-modal");
+contents?.addEventListener("click", (event) => event.target.closest("a") && contents.close());
+
 // The theme's names for these hide the words that they show (WCAG 2.5.3), and for the arrows of its menu it has none.
 for (const named of document.querySelectorAll("article summary[aria-label], .search-button-field[aria-label]")) {
   named.removeAttribute("aria-label");

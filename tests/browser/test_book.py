@@ -295,6 +295,45 @@ def test_sliders_move_by_arrow_keys_and_one_frame_is_shown(site, page):
     assert box.get_by_label("margin").count() == 1
 
 
+@pytest.mark.parametrize("width", [390, 1100, 1280, 1440])
+def test_the_contents_open_in_a_dialog_where_there_is_no_room_for_them_beside_the_text(site, page, width):
+    page.set_viewport_size({"width": width, "height": 844})
+    page.goto(site.uri("notebooks/09_auxiliary_loss.html"))
+    dialog, heading = page.locator("dialog.bd-sidebar-secondary"), page.locator("h2").last.inner_text().split("\n")[0]
+    for leave in ("Escape", "link"):
+        page.locator(".bd-header-article .secondary-toggle").click()
+        page.wait_for_timeout(400)
+        box = dialog.bounding_box()
+        assert box["width"] > 150
+        assert box["x"] + box["width"] <= width
+        link = dialog.get_by_role("link", name=heading.rstrip("#"), exact=True)
+        assert link.count() == 1
+        page.keyboard.press("Escape") if leave == "Escape" else link.click()
+        page.wait_for_timeout(400)
+        assert not dialog.is_visible()
+    assert page.evaluate("scrollY") > 1000
+    page.locator("article p a").first.focus()  # nothing of the page is inert
+    assert page.evaluate("document.activeElement.closest('article') !== null")
+
+
+@pytest.mark.parametrize(("width", "expected"), [(390, 3), (1100, 1)])  # pages, search and contents; contents
+def test_every_dialog_that_a_button_of_the_header_opens_is_seen_and_closes(site, page, width, expected):
+    page.set_viewport_size({"width": width, "height": 844})
+    page.goto(site.uri("notebooks/09_auxiliary_loss.html"))
+    opened = 0
+    buttons = [b for b in page.query_selector_all(".bd-header-article button") if b.is_visible()]
+    for button in buttons:
+        button.click()
+        page.wait_for_timeout(400)
+        if page.locator("dialog[open]").count():
+            opened += 1
+            assert page.locator("dialog[open]").is_visible(), button.get_attribute("class")
+        page.keyboard.press("Escape")
+        page.wait_for_timeout(400)
+        assert not page.locator("dialog[open]").count(), button.get_attribute("class")
+    assert opened == expected
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_follows_the_scheme_that_the_reader_prefers(site, chromium, scheme):
     context = chromium.new_context(color_scheme=scheme)
