@@ -40,7 +40,7 @@ def table(text: str) -> str:
     """A table of pandas as the book shows it.
 
     Its head is one row, with the name of the index; a head without text is a cell; a dotted name may break after its
-    dots; the verdict on a claim stands beside its name, where it is seen without scrolling.
+    dots, a number nowhere; the verdict on a claim stands beside its name, where it is seen without scrolling.
     """
     page = BeautifulSoup(text, "html.parser")
     for style in page.find_all("style", scoped=True):
@@ -57,12 +57,14 @@ def table(text: str) -> str:
             found["class"] = [*found.get("class", []), "claims"]
             for row in found.find_all("tr"):
                 cells = row.find_all(["th", "td"])
+                for cell, head in zip(cells, heads, strict=True):
+                    cell["data-column"] = head  # by which book.css knows what is left out in print
                 cells[0].insert_after(cells[heads.index("verdict")].extract())
         for head in found.find_all("th"):
             if not head.get_text().strip():
                 head.name, head.attrs = "td", {}
             elif head.string and re.fullmatch(r"\w+([._]\w+)+", head.string):
-                name = re.sub(r"(?<=[._])(?=\w)", "<wbr/>", head.string)
+                name = re.sub(r"(?<=[._])(?=[^\W\d])", "<wbr/>", head.string)
                 head.clear()
                 head.append(BeautifulSoup(name, "html.parser"))
     return str(page)
@@ -130,4 +132,4 @@ def setup(app):
     # MyST-NB looks for plugins among the entry points of installed packages. This one belongs to the book alone.
     found = render.load_mime_renders()
     render.load_mime_renders = lambda: [Outputs, *(plugin for plugin in found if plugin is not Outputs)]
-    return {"parallel_read_safe": True, "parallel_write_safe": True, "env_version": 2}  # another: pages are read again
+    return {"parallel_read_safe": True, "parallel_write_safe": True, "env_version": 3}  # another: pages are read again

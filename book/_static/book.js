@@ -22,7 +22,10 @@ for (const gif of document.querySelectorAll('article img[src$=".gif"]')) {
 // Precomputed figures: the frame that belongs to where the sliders stand. Without this script there are no sliders.
 for (const box of document.querySelectorAll(".frames")) {
   const frames = [...box.querySelectorAll("img.frame")], inputs = [...box.querySelectorAll("input")];
-  const draw = () => {
+  const said = document.createElement("p"); // the new picture in words, for who hears the page
+  said.className = "visually-hidden"; said.setAttribute("aria-live", "polite");
+  box.append(said);
+  const draw = (event) => {
     let index = 0;
     for (const input of inputs) {
       const values = JSON.parse(input.dataset.values), at = Number(input.value);
@@ -31,6 +34,7 @@ for (const box of document.querySelectorAll(".frames")) {
       input.parentElement.querySelector(".value").textContent = values[at];
     }
     frames.forEach((frame, number) => frame.classList.toggle("shown", number === index));
+    if (event) said.textContent = frames[index].alt;
   };
   inputs.forEach((input) => input.addEventListener("input", draw));
   box.querySelector(".controls").hidden = false;
@@ -45,6 +49,12 @@ for (const table of document.querySelectorAll("table.sortable")) {
     const [x, y] = [parseFloat(a), parseFloat(b)], numbers = !isNaN(x) && !isNaN(y) && x !== y;
     return (a === "") - (b === "") || (numbers ? x - y : a.localeCompare(b, "en", { numeric: true }));
   };
+  heads.forEach((head) => (head.dataset.label = head.textContent));
+  for (const row of first) [...row.cells].forEach((cell, column) => (cell.dataset.label = heads[column].dataset.label));
+  // On a phone and in print book.css shows it other than as a table, which it remains for who hears it.
+  const roles = { rowgroup: "thead, tbody", row: "tr", columnheader: "thead th", rowheader: "tbody th", cell: "td" };
+  table.role = "table";
+  for (const [role, parts] of Object.entries(roles)) table.querySelectorAll(parts).forEach((part) => (part.role = role));
   heads.forEach((head, column) => {
     const button = document.createElement("button");
     button.type = "button"; button.textContent = head.textContent; head.replaceChildren(button);
@@ -76,14 +86,37 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }
 }
 
-// What is wider than the page scrolls, so the keyboard must reach it.
-const boxes = document.querySelectorAll("div.math, .output.text_html, .picture, article pre");
+// What is wider than the page scrolls, so the keyboard must reach it, and who hears it must be told what it is; it fades
+// at the edge beyond which it goes on.
+const SCROLL = { "div.math": "Formula", ".output.text_html": "Table", ".picture": "Figure", "article pre": "Code",
+  ".pst-scrollable-table-container": "Table" };
+const kind = (box) => SCROLL[Object.keys(SCROLL).find((selector) => box.matches(selector))];
+const boxes = document.querySelectorAll(Object.keys(SCROLL).join());
+const edges = (box) => {
+  box.classList.toggle("more-left", box.scrollLeft > 1);
+  box.classList.toggle("more-right", box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
+};
 const reach = () => boxes.forEach((box) => {
-  if (box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight + 1) box.tabIndex = 0;
-  else box.removeAttribute("tabindex");
+  const sideways = box.scrollWidth > box.clientWidth;
+  if (sideways || box.scrollHeight > box.clientHeight + 1) {
+    box.tabIndex = 0; box.role = "group"; box.ariaLabel = `${kind(box)}, scrolls${sideways ? " sideways" : ""}`;
+  } else for (const name of ["tabindex", "role", "aria-label"]) box.removeAttribute(name);
+  edges(box);
 });
 const watched = new ResizeObserver(reach); // of windows, fonts, pictures that come in, solutions that open
-boxes.forEach((box) => watched.observe(box));
+boxes.forEach((box) => { watched.observe(box); box.addEventListener("scroll", () => edges(box), { passive: true }); });
+const board = document.querySelector(".scoreboard"); // it has a name of its own
+if (board) new ResizeObserver(() => edges(board)).observe(board), board.addEventListener("scroll", () => edges(board));
+
+// Paper is white: in the dark the page is printed in the colours of the light.
+const root = document.documentElement;
+let theme;
+addEventListener("beforeprint", () => { theme = root.dataset.theme; root.dataset.theme = "light"; });
+addEventListener("afterprint", () => { root.dataset.theme = theme; });
+
+// A link in the theme's dialog of contents leads to a place on this page, which the dialog would go on covering.
+const contents = document.querySelector("#pst-secondary-sidebar-modal");
+contents?.addEventListener("click", (event) => event.target.closest("a") && contents.close());
 
 // The theme's names for these hide the words that they show (WCAG 2.5.3), and for the arrows of its menu it has none.
 for (const named of document.querySelectorAll("article summary[aria-label], .search-button-field[aria-label]")) {

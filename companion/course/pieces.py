@@ -21,6 +21,8 @@ with extra("book"):
 TAG = re.compile(r"\\tag\{([^}]*)\}")
 # Without braces the letter would get an attribute that browsers ignore.
 LETTER = re.compile(r"(\\math(?:bb|cal|bf|rm)) ([A-Za-z])")
+# Letters alone in a group are a name, such as the index of s_{pos}: one element, or they are spelt when read aloud.
+NAME = re.compile(r'<mrow>((?:<mi>[A-Za-z]</mi>){3,}|(?:<mi mathvariant="normal">[A-Za-z]</mi>){2,})</mrow>')
 DISPLAY = re.compile(r"\$\$(.+?)\$\$", re.S)
 PREDICT = re.compile(r"\*\*Predict, then run\.\*\*\s*(.+)", re.S)
 PLUMBING = re.compile(
@@ -53,6 +55,7 @@ class Slide:
 def mathml(tex: str, *, display: bool) -> str:
     """A formula as MathML, without its number."""
     made = convert(LETTER.sub(r"\1{\2}", TAG.sub("", tex)).strip(), display="block" if display else "inline")
+    made = NAME.sub(lambda found: f"<mrow><mi>{re.sub('<[^>]+>', '', found[1])}</mi></mrow>", made)
     return re.sub("<mo>(&#x0(?:2016|007C);)</mo>", r'<mo stretchy="false">\1</mo>', made)  # \left and \right do stretch
 
 

@@ -111,6 +111,22 @@ def test_every_formula_is_shown_and_no_display_has_two_numbers(site, path):
     assert "merror" not in page.text
 
 
+def test_a_name_in_a_formula_is_one_element_and_no_number_is_torn(site):
+    pages = {name: page.text for name, page in site.pages.items() if name.startswith("notebooks/")}
+    assert any("<mi>pos</mi>" in text for text in pages.values())
+    assert not [name for name, text in pages.items() if "<mi>p</mi><mi>o</mi><mi>s</mi>" in text]
+    assert not [name for name, text in pages.items() if re.search(r"<wbr/?>\d", text)]
+
+
+def test_who_goes_on_from_the_index_begins_with_the_first_notebook(site):
+    page, read = "index.html", []
+    for _ in range(3):
+        found = re.search(r'class="right-next"\s+href="([^"#]+)', site.pages[page].text)
+        page = (site.pages[page].path.parent / found[1]).resolve().relative_to(site.root.resolve()).as_posix()
+        read.append(page)
+    assert read == ["notebooks/00_start_here.html", "course/map.html", "notebooks/01_similarity_functions.html"]
+
+
 def alts(notebook):
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
@@ -295,6 +311,55 @@ def test_sliders_move_by_arrow_keys_and_one_frame_is_shown(site, page):
     assert box.get_by_label("margin").count() == 1
 
 
+def test_the_new_picture_of_a_slider_is_announced(site, page):
+    page.goto(site.uri("notebooks/99_small.html"))
+    said = page.locator(".frames [aria-live=polite]")
+    assert said.text_content() == ""  # nothing has moved yet
+    page.locator(".frames input[type=range]").nth(1).focus()
+    page.keyboard.press("ArrowRight")
+    assert said.text_content() == "triplet at margin 1.0"
+    assert said.bounding_box()["width"] <= 1
+
+
+@pytest.mark.parametrize("width", [390, 1100, 1280, 1440])
+def test_the_contents_open_in_a_dialog_where_there_is_no_room_for_them_beside_the_text(site, page, width):
+    page.set_viewport_size({"width": width, "height": 844})
+    page.goto(site.uri("notebooks/09_auxiliary_loss.html"))
+    dialog, heading = page.locator("dialog.bd-sidebar-secondary"), page.locator("h2").last.inner_text().split("\n")[0]
+    for leave in ("Escape", "link"):
+        page.locator(".bd-header-article .secondary-toggle").click()
+        page.wait_for_timeout(400)
+        box = dialog.bounding_box()
+        assert box["width"] > 150
+        assert box["x"] + box["width"] <= width
+        link = dialog.get_by_role("link", name=heading.rstrip("#"), exact=True)
+        assert link.count() == 1
+        page.keyboard.press("Escape") if leave == "Escape" else link.click()
+        page.wait_for_timeout(400)
+        assert not dialog.is_visible()
+    assert page.evaluate("scrollY") > 1000
+    page.locator("article p a").first.focus()  # nothing of the page is inert
+    assert page.evaluate("document.activeElement.closest('article') !== null")
+
+
+@pytest.mark.parametrize(("width", "expected"), [(390, 3), (1100, 1)])  # pages, search and contents; contents
+def test_every_dialog_that_a_button_of_the_header_opens_is_seen_and_closes(site, page, width, expected):
+    page.set_viewport_size({"width": width, "height": 844})
+    page.goto(site.uri("notebooks/09_auxiliary_loss.html"))
+    opened = 0
+    buttons = [b for b in page.query_selector_all(".bd-header-article button") if b.is_visible()]
+    for button in buttons:
+        button.click()
+        page.wait_for_timeout(400)
+        if page.locator("dialog[open]").count():
+            opened += 1
+            assert page.locator("dialog[open]").is_visible(), button.get_attribute("class")
+        page.keyboard.press("Escape")
+        page.wait_for_timeout(400)
+        assert not page.locator("dialog[open]").count(), button.get_attribute("class")
+    assert opened == expected
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_follows_the_scheme_that_the_reader_prefers(site, chromium, scheme):
     context = chromium.new_context(color_scheme=scheme)
@@ -399,12 +464,74 @@ def test_a_verdict_is_seen_beside_its_claim_without_scrolling(site, page):
             assert line.endswith((".", "_")), name
 
 
+def test_a_claim_and_its_verdict_are_seen_together_in_every_window(site, page):
+    for width, height in ((360, 740), (640, 450), (1280, 900)):
+        page.set_viewport_size({"width": width, "height": height})
+        page.goto(site.uri("scoreboard.html"))
+        for number in (0, 60):
+            row = page.locator(".scoreboard tbody tr").nth(number)
+            row.scroll_into_view_if_needed()
+            claim, verdict = (row.locator(part).bounding_box() for part in ("th a", ".verdict"))
+            assert all(box["x"] >= 0 and box["x"] + box["width"] <= width for box in (claim, verdict)), width
+            assert abs(verdict["y"] - claim["y"]) < 0.7 * height, width
+        assert page.get_by_role("row").count() == len(ledger.load()) + 1
+        label = row.locator("td").nth(2).evaluate("cell => getComputedStyle(cell, '::before').content")
+        assert label == ('"verdict"' if width < 700 else "none")
+
+
+def test_the_heads_of_the_scoreboard_stay_in_sight_and_do_not_cover_what_a_link_leads_to(site, page):
+    page.goto(site.uri("scoreboard.html") + "#lee2025.table1.trend")
+    page.wait_for_timeout(200)
+    head, row = page.locator(".scoreboard thead th").first.bounding_box(), page.locator("tr:target").bounding_box()
+    assert 0 <= head["y"] < head["y"] + head["height"] <= row["y"] + 1
+    assert row["y"] + row["height"] <= 900
+
+
+def test_formulas_are_seen_from_their_beginning(site, page):
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.goto(site.uri("notebooks/09_auxiliary_loss.html"))
+    left = "getBoundingClientRect().left"
+    starts = f"boxes => boxes.map(box => box.firstElementChild.{left} - box.{left})"
+    found = page.eval_on_selector_all("div.math", starts)
+    assert found
+    assert min(found) >= 0
+
+
+def test_what_goes_on_beyond_an_edge_fades_there_and_a_figure_with_sliders_is_seen_as_a_whole(site, page):
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.goto(site.uri("notebooks/08_small_batch_variance.html"))
+    box = page.locator(".picture:not(.frames .picture)").first
+    faded = lambda: [name in box.get_attribute("class") for name in ("more-left", "more-right")]  # noqa: E731
+    mask = "box => getComputedStyle(box).maskImage"
+    box.scroll_into_view_if_needed()
+    page.wait_for_timeout(200)
+    assert faded() == [False, True]
+    assert "gradient" in box.evaluate(mask)
+    box.evaluate("box => { box.scrollLeft = box.scrollWidth }")
+    page.wait_for_timeout(200)
+    assert faded() == [True, False]
+    assert page.locator(".frames .picture").first.evaluate("box => box.scrollWidth <= box.clientWidth")
+
+
+def test_short_tables_of_the_text_fit_a_phone_and_break_no_name(site, page):
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.goto(site.uri("course/instructor.html"))
+    narrow = page.locator(".pst-scrollable-table-container:not(:has(th:nth-child(4)))")
+    assert narrow.count()
+    assert narrow.first.evaluate("box => box.scrollWidth <= box.clientWidth")
+    torn = """codes => codes.filter(code => !/[\\s/-]/.test(code.textContent) && code.getClientRects().length > 1)
+      .map(code => code.textContent)"""
+    for name in ("course/instructor.html", "course/losses.html", "course/rerun.html"):
+        page.goto(site.uri(name))
+        assert not page.eval_on_selector_all(".pst-scrollable-table-container code", torn), name
+
+
 def test_wide_figures_keep_a_legible_size_on_a_phone(site, page):
     page.set_viewport_size({"width": 390, "height": 844})
     for name in ("index.html", "notebooks/08_small_batch_variance.html"):
         page.goto(site.uri(name))
         sizes = "boxes => boxes.map(b => [b.querySelector('img, canvas').parentElement.scrollWidth, b.tabIndex])"
-        found = page.eval_on_selector_all(".picture", sizes)
+        found = page.eval_on_selector_all(".picture:not(.frames .picture)", sizes)
         assert found
         assert all(width >= 600 and index == 0 for width, index in found), found
 
@@ -416,3 +543,61 @@ def test_what_scrolls_sideways_is_reached_by_keyboard(site, page):
       e.scrollWidth > e.clientWidth + 1 && ["auto", "scroll"].includes(getComputedStyle(e).overflowX) && e.tabIndex < 0
       && !e.querySelector("a, button, input, [tabindex='0']")).map(e => e.outerHTML.slice(0, 120))""")
     assert not unreached
+
+
+def test_what_scrolls_has_a_name_as_long_as_it_does(site, page):
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(site.uri("notebooks/08_small_batch_variance.html"))
+    unnamed = """[...document.querySelectorAll("article [tabindex='0']")]
+      .filter(box => !box.role || !box.ariaLabel).map(box => box.outerHTML.slice(0, 120))"""
+    page.wait_for_timeout(500)
+    assert not page.evaluate(unnamed)
+    assert page.locator("div.math[role=group]").first.get_attribute("aria-label") == "Formula, scrolls sideways"
+    page.set_viewport_size({"width": 1600, "height": 900})
+    page.wait_for_timeout(500)
+    assert page.locator("div.math[role], div.math[aria-label]").count() == 0
+
+
+# ---- on paper -----------------------------------------------------------------------------------------------------
+
+
+def printed(site, page, name):
+    """The page as it is laid out on A4, with margins of 12 mm."""
+    page.set_viewport_size({"width": 703, "height": 1000})
+    page.emulate_media(media="print")
+    page.goto(site.uri(name))
+    page.evaluate("document.fonts.ready")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_table_is_cut_off_on_paper(site, page, path):
+    printed(site, page, f"notebooks/{path.stem}.html")
+    widths = "tables => tables.map(table => [table.className, table.getBoundingClientRect().right])"
+    assert not [x for x in page.eval_on_selector_all("article table", widths) if x[1] > 703]
+    claims = page.locator("table.claims").last
+    if claims.count():
+        heads = set(claims.locator("thead :is(th, td):visible").all_inner_texts())
+        assert {"claim", "verdict", "statement", "accepted", "here"} <= heads
+        assert not {"kind", "source", "prediction", "holm"} & heads
+
+
+def test_a_page_in_the_dark_is_printed_in_the_colours_of_the_light(site, chromium):
+    context = chromium.new_context(color_scheme="dark")
+    page = context.new_page()
+    page.goto(site.uri("index.html"))
+    page.evaluate("addEventListener('beforeprint', () => (window.then = document.documentElement.dataset.theme))")
+    page.pdf()
+    assert page.evaluate("[window.then, document.documentElement.dataset.theme]") == ["light", "dark"]
+    context.close()
+
+
+def test_pages_break_between_rows_and_not_through_code_and_repeat_a_head_that_can_be_read(site, page):
+    broken = "part => getComputedStyle(part).breakInside"
+    printed(site, page, "notebooks/08_small_batch_variance.html")
+    assert page.locator(".cell_input").first.evaluate(broken) == "avoid"
+    printed(site, page, "scoreboard.html")
+    assert page.locator(".scoreboard table").evaluate(broken) == "auto"
+    assert page.locator(".scoreboard tbody tr").first.evaluate(broken) == "avoid"
+    assert not page.locator(".scoreboard thead button:visible").count()
+    names = "heads => heads.map(head => getComputedStyle(head, '::before').content)"
+    assert page.eval_on_selector_all(".scoreboard thead th", names)[:2] == ['"claim"', '"source"']

@@ -322,6 +322,9 @@ def test_formulas_are_mathml_with_their_number_and_bars_as_high_as_a_letter():
     assert '<span class="number">(5)</span>' in made
     assert made.count('<mo stretchy="false">&#x02016;</mo>') == 2
     assert "mathvariant" not in made
+    assert "<mi>pos</mi>" in pieces.markdown("$s_{pos}$")
+    assert "<mi>VRNS</mi>" in pieces.markdown(r"$L_\mathrm{VRNS}$")
+    assert "<mi>i</mi><mi>j</mi>" in pieces.markdown("$a_{ij}$")  # two indices
     assert "<math" in pieces.markdown("Where $n$ is.")
     assert "$" not in pieces.markdown("Where $n$ is.")
 
