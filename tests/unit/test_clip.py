@@ -96,7 +96,6 @@ def test_a_scale_stays_below_the_largest_that_was_asked_for_and_comes_back(given
     value = scale()
     assert value.item() == pytest.approx(largest)
     assert torch.autograd.grad(value, scale.logarithm)[0].item() == pytest.approx(largest)  # it can be learned back
-    assert losses.LogitScale(initial=2 * largest, **given)().item() == pytest.approx(largest)
 
 
 def test_adamw_spares_what_is_no_matrix(config):
@@ -176,6 +175,7 @@ def test_it_learns_to_name_what_it_has_seen(config, results):
         ({"dropout": 1.0}, "dropout is 1.0: expected less"),
         ({"dropout": -0.1}, "dropout is -0.1"),
         ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"temperature": 0.005}, "temperature is 0.005: expected at least 0.01"),
         ({"learned": 1}, "learned is 1: expected True or False"),
         ({"pool": 0}, "pool is 0"),
         ({"artists": "dali"}, "Unknown artist 'dali'"),
