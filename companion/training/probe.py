@@ -161,12 +161,11 @@ def _nearest(features: Tensor, labels: Tensor, k: int):
     return predict
 
 
-def accuracy_interval(correct: np.ndarray, *, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval of an accuracy: what another test set of the same size might have given.
+def accuracy_interval(correct: np.ndarray) -> tuple[float, float]:
+    """Wilson's 95 % interval of an accuracy: what another test set of the same size might have given.
 
     Args:
         correct: (k,) booleans, one a test image.
-        level: confidence level in (0, 1).
 
     Returns:
         Lower and upper end, in [0, 1].
@@ -176,5 +175,5 @@ def accuracy_interval(correct: np.ndarray, *, level: float = 0.95) -> tuple[floa
     """
     if len(correct) == 0:
         raise CompanionError("The accuracy of no image at all has no interval: expected at least one test image.")
-    interval = stats.binomtest(int(correct.sum()), len(correct)).proportion_ci(level, method="wilson")
+    interval = stats.binomtest(int(correct.sum()), len(correct)).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)

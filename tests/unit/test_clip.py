@@ -22,9 +22,15 @@ def config():
     )  # fmt: skip
 
 
+def batch_of(data):
+    """The drawings that are trained on, of one artist and not augmented, with their names."""
+    concepts = data.parts["train"]
+    return Batch(concepts.drawn("noto").float() / 255, data.vocabulary.encode(concepts.names), concepts.labels())
+
+
 def pair(config):
     """The method of a config, and a batch with as many names as drawings."""
-    batch = emoji.batch_of(runs.load_data(config), "train", "noto")
+    batch = batch_of(runs.load_data(config))
     return runs.initial(config), Batch(*(x[:40] for x in batch))
 
 
@@ -160,7 +166,7 @@ def test_it_learns_to_name_what_it_has_seen(config, results):
     source = emoji.Captions(data, longer.augmentation.build(32), 40, seed=0)
     history = train(method, source, longer)
     assert history[-1]["loss"] < 0.7 * math.log(40)
-    batch = emoji.batch_of(data, "train", "noto")
+    batch = batch_of(data)
     u, v = (F.normalize(z, dim=1) for z in method.project(batch.first, batch.second))
     right = ((u @ v.T).argmax(1) == torch.arange(120)).float().mean()
     assert right > 0.2  # by chance .008

@@ -53,9 +53,6 @@ class Clip(Settings):
         if self.dropout == 1:
             raise CompanionError("dropout is 1.0: expected less, or nothing is left of an image.")
 
-    def fit(self, batch_size: int) -> "Clip":
-        return self
-
     @property
     def title(self) -> str:
         """A readable name for the folder of a run."""
