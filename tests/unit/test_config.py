@@ -270,8 +270,9 @@ labelleds = st.builds(
     temperature=positives,
 ) | st.builds(Labelled, similarity=st.sampled_from(sorted(labelled.SIMILARITIES)), temperature=positives)  # fmt: skip
 clips = st.builds(
-    Clip, loss=st.sampled_from(clip.WITHIN_VIEW), second=st.just("text"), temperature=st.floats(1 / clip.LARGEST, 1e6), learned=st.booleans(),
-    bias=st.floats(-100, 100), within_view=st.booleans(), vrns=st.floats(0, 1e3), dropout=st.floats(0, 0.9),
+    Clip, loss=st.sampled_from(clip.WITHIN_VIEW), second=st.just("text"), learned=st.booleans(),
+    temperature=st.floats(1 / clip.LARGEST, 1e6), bias=st.floats(-100, 100), within_view=st.booleans(),
+    vrns=st.floats(0, 1e3), dropout=st.floats(0, 0.9),
 )  # fmt: skip
 on_emoji = st.builds(
     Config, method=clips, dataset=st.just("emoji"), image_size=st.just(32), n_train=st.just(900),
