@@ -172,10 +172,10 @@ def off_diagonal(s: Tensor) -> Tensor:
     """The n(n-1) entries of a square matrix beside its diagonal: the negatives, where the diagonal holds positives.
 
     Args:
-        s: (n, n) pairwise similarities.
+        s: (..., n, n) pairwise similarities.
 
     Returns:
-        (n, n-1): row i without its entry i.
+        (..., n, n-1): row i without its entry i.
     """
-    n = s.shape[0]
-    return s.flatten()[1:].view(n - 1, n + 1)[:, :-1].reshape(n, n - 1)
+    n = s.shape[-1]
+    return s.flatten(-2)[..., 1:].unflatten(-1, (n - 1, n + 1))[..., :-1].reshape(*s.shape[:-1], n - 1)

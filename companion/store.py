@@ -25,7 +25,7 @@ def write(path: Path, content: bytes | str) -> None:
     Raises:
         CompanionError: if the folder cannot be written or the disk is full; what was there before stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:

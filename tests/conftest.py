@@ -56,3 +56,9 @@ def tiny():
         image_size=16, n_train=96, n_validation=20, width=4, projector_hidden=16, projector_dim=8, batch_size=32,
         epochs=3, warmup_epochs=1, measured_pairs=64, accelerator="cpu",
     )  # fmt: skip
+
+
+@pytest.fixture
+def quick(tiny):
+    """One of a single epoch."""
+    return tiny.replace(epochs=1, warmup_epochs=0, n_validation=0)

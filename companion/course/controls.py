@@ -176,7 +176,7 @@ def sliders(content: dict) -> str:
     to a script of the page."""
     found = []
     for control in content["controls"]:
-        values, at = [str(value) for value in control["values"]], control["start"]
+        values, at = [shown(value) for value in control["values"]], control["start"]
         found.append(
             f"<label><span>{html.escape(control['name'])}</span> "
             f'<input type="range" min="0" max="{len(values) - 1}" value="{at}" '

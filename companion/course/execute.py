@@ -68,7 +68,7 @@ def execute(notebook: Path, out: Path, parameters: dict) -> list[str]:
         choose(name, known, f"parameter of {notebook.name}")
     if os.environ.get("CONTRASTIVE_DATA"):  # a kernel may run elsewhere
         os.environ["CONTRASTIVE_DATA"] = str(Path(os.environ["CONTRASTIVE_DATA"]).expanduser().resolve())
-    # Make runs two notebooks at a time beside the training processes: threads of all of them would only wait in turn.
+    # Make has set it to 1. By hand half the cores: a notebook runs beside its training processes, or beside another.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, joblib.cpu_count() // 2)))
     if os.environ.get("SLURM_JOB_ID"):  # Fabric would take the notebook for one of the job's tasks, that train together
         os.environ["SLURM_JOB_NAME"] = "interactive"

@@ -20,6 +20,7 @@ from companion.errors import CompanionError, command, extra
 from companion.ledger.ledger import STOOD, TAKEN, take_over
 from companion.ledger.ledger import read as read_claims
 from companion.training import data
+from companion.training.baselines import baselines
 from companion.training.config import EMOJI, Config
 from companion.training.encoders import FIXED
 from companion.training.recorded import HISTORIES, begin_histories, fill, read, record, sound
@@ -30,7 +31,6 @@ with extra("course"):
     import pandas as pd
 
 WEIGHTS = "weights.safetensors"  # many times as large as the rest of a run, and nothing that is recorded needs them
-BASELINES = ("pixels", "colours", "untrained", "supervised")
 NAMED = 10  # at most, of those that are refused for one reason
 VANISHED = 24  # rsync's status where a file went away meanwhile, as those of a run that is being made do
 
@@ -103,6 +103,7 @@ class Merge:
         identities = sorted(set(self.before.get("data", [])) - {EMOJI})
         self.data = identities[0] if identities else ""  # one table, one data set
         self.sound: dict[str, Run] = {}  #: by key
+        self.filled = 0  #: empty cells of baselines that could be filled
         self.refused: dict[str, str] = {}  #: name of a run → why
         self.tried: set[str] = set()  #: keys of baselines that were asked for here once
         self.other: list[str] = []  #: runs that are recorded with other numbers
@@ -186,7 +187,7 @@ class Merge:
             lines.append(f"Empty cells of baselines that could be filled now: {self.filled}.")
         lines += _grouped("run", self.refused)
         rows = self.after
-        for name in BASELINES if len(rows) else ():
+        for name in baselines(self.profile.base) if len(rows) else ():
             column = rows.get(f"{name}_accuracy", pd.Series(index=rows.index, dtype=float))
             lacking = rows[column.isna() & (rows["epochs"] > 0) & (rows["method"] != "clip")]
             if len(lacking):

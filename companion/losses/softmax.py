@@ -230,16 +230,20 @@ class LogitScale(torch.nn.Module):
 
     ``scale = LogitScale()``, then ``clip(u, v, temperature=1 / scale())``; its parameter belongs to the optimiser,
     without weight decay. For SigLIP start from 10: ``siglip(u, v, scale=scale(), bias=bias)``.
+
+    Raises:
+        CompanionError: if `initial` or `largest` is not a positive number, or `initial` is the larger.
     """
 
     def __init__(self, initial: float = 1 / 0.07, largest: float = 100):
         super().__init__()
-        positive(initial, "initial")
-        positive(largest, "largest")
+        if positive(initial, "initial") > positive(largest, "largest"):
+            raise CompanionError(f"initial is {initial}: expected at most `largest`, {largest}.")
         self.logarithm = torch.nn.Parameter(torch.tensor(math.log(initial)))
         self.largest = largest
 
     def forward(self) -> Tensor:
+        """The scale, a scalar with its gradient, which is what multiplies the similarities."""
         with torch.no_grad():  # clip the parameter, not its use: a clipped use would have no gradient to come back by
             self.logarithm.clamp_(max=math.log(self.largest))
         return self.logarithm.exp()

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from companion.errors import CompanionError, choose, positive, whole
+from companion.similarity import off_diagonal
 
 ARRANGEMENTS = ("orthogonal", "coincident", "random")
 
@@ -32,10 +33,15 @@ def moments(u: Tensor, v: Tensor) -> Moments:
     Args:
         u: (..., n, d) first view, unit vectors; n >= 2.
         v: (..., n, d) second view.
+
+    Raises:
+        CompanionError: if u and v have not one shape, or n < 2, which leaves no negatives.
     """
+    if u.shape != v.shape or u.ndim < 2 or u.shape[-2] < 2:
+        shapes = f"{tuple(u.shape)} and {tuple(v.shape)}"
+        raise CompanionError(f"u and v have the shapes {shapes}: expected one shape (..., n, d), with n of at least 2.")
     s = u @ v.mT  # (..., n, n)
-    n = s.shape[-1]
-    negatives = s.flatten(-2)[..., 1:].unflatten(-1, (n - 1, n + 1))[..., :-1].flatten(-2)  # (..., n(n-1))
+    negatives = off_diagonal(s).flatten(-2)  # (..., n(n-1))
     positives = s.diagonal(dim1=-2, dim2=-1)  # (..., n)
     return Moments(positives.mean(-1), negatives.mean(-1), negatives.var(-1, correction=0))
 

@@ -15,6 +15,7 @@ from companion.theory.exact import batch_count, moments
 METHODS = ("lbfgs", "adam")
 PARTITIONS = ("fixed", "reshuffled")
 SCHEDULES = ("cosine", "constant")
+MEMORY = 20  # pairs of steps and changes of the gradient that L-BFGS keeps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +173,7 @@ class _Problem:
         return torch.cat([self.unpack(x)[0].flatten(1), x[:, 2 * self.n * self.d :]], dim=1)
 
 
-def _lbfgs(problem: _Problem, steps: int, interval: int, note, *, memory: int = 20) -> None:
+def _lbfgs(problem: _Problem, steps: int, interval: int, note) -> None:
     """L-BFGS with a backtracking line search (Nocedal & Wright, Algorithms 7.4 and 3.1), each run on its own.
 
     torch.optim.LBFGS would give all runs one step length and one memory, so that a stiff run holds up the others;
@@ -211,7 +212,7 @@ def _lbfgs(problem: _Problem, steps: int, interval: int, note, *, memory: int = 
             if not len(searching):
                 break
         stalls += (value >= before)[:, 0]
-        pairs = pairs[1 - memory :]
+        pairs = pairs[1 - MEMORY :]
         for _, _, inverse in pairs:
             inverse[searching] = 0  # start afresh
         product = _dot(move, change)

@@ -19,8 +19,8 @@ def baselines(config: Config) -> dict[str, Config]:
         ``pixels``: the raw images; ``colours``: mean and standard deviation of each channel, and their products;
         ``untrained``: the same encoder with the weights that the same seed starts it with, and the statistics of batch
         norm from the training images; ``supervised``: that encoder trained with labels, for as many epochs, no upper
-        bound. Only what makes a difference to them is taken over from ``config``, so that many runs
-        share them. Of :class:`~companion.training.Clip` none: its own stand among its metrics.
+        bound. Only what makes a difference to them is taken over from ``config``, so that many runs share them. Of
+        :class:`~companion.training.Clip` none: its own stand among its metrics.
     """
     if isinstance(config.method, Clip):
         return {}

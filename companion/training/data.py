@@ -23,7 +23,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as transforms
 
 from companion import paths, store
-from companion.errors import CompanionError, choose
+from companion.errors import DAMAGED, CompanionError, choose
 from companion.training.config import DATASETS, EMBEDDED, EMOJI
 from companion.training.digits import digits
 
@@ -209,17 +209,17 @@ def _from_roots(name: str, read):
     for root in roots:
         try:
             return read(root, download=False)
-        except (OSError, RuntimeError):  # not here
+        except DAMAGED:  # not here, or cut off
             continue
     try:
         with store.lock(f"download-{name}"):
             os.makedirs(roots[0], exist_ok=True)
             return read(roots[0], download=True)
-    except (OSError, RuntimeError) as error:
+    except DAMAGED as error:
         raise CompanionError(
             f"{name} was found in none of {', '.join(map(str, roots))}, and downloading it failed ({error}). "
-            "Point DATA= (or CONTRASTIVE_DATA) at a folder that torchvision has filled, or use the embedded "
-            f"{EMBEDDED!r}, which needs no download."
+            "Point DATA= (or CONTRASTIVE_DATA) at a folder that torchvision has filled, or remove the set's own folder "
+            f"there if it is cut off, or use the embedded {EMBEDDED!r}, which needs no download."
         ) from error
 
 
@@ -307,7 +307,7 @@ def _read_image(path: str, image_size: int) -> Tensor:
     try:
         with Image.open(path) as image:
             return _resize(transforms.pil_to_tensor(image.convert("RGB")), image_size)
-    except OSError as error:  # PIL's own errors are OSErrors too
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # as PIL's readers raise them
         raise CompanionError(f"{path} is not a readable image ({error}): replace or remove it.") from error
 
 

@@ -21,7 +21,6 @@ from torch import Tensor
 from companion.errors import CompanionError, choose, whole
 from companion.training.config import EMOJI
 from companion.training.data import Data, Split, _find, _resize
-from companion.training.methods.base import Batch
 from companion.training.sources import Views, seed
 
 ARTISTS = ("noto", "fluent", "twemoji")
@@ -254,10 +253,7 @@ class Drawings(Views):
         n, artists = chunk.images.shape[:2]
         order, row = torch.rand(n, artists, generator=draws, device=self.device).argsort(1), torch.arange(n)
         first, second = (Split(chunk.images[row, order[:, i]], chunk.labels) for i in (0, self.second))
-        return self._views(first, draws), self._other(numbers, second, draws)
-
-    def _other(self, numbers, chunk, draws) -> Tensor:
-        return self._views(chunk, draws)
+        return self._views(first, draws), self._second(numbers, second, draws)
 
 
 class Captions(Drawings):
@@ -279,7 +275,7 @@ class Captions(Drawings):
                 self.keywords[row, : len(words)] = vocabulary.encode(words, length=KEYWORD)
         self.keywords = self.keywords.to(self.device)
 
-    def _other(self, numbers, chunk, draws) -> Tensor:
+    def _second(self, numbers, chunk, draws) -> Tensor:
         name, keywords = self.name[numbers], self.keywords[numbers]
         there = keywords[:, :, 0] > 0  # (m, keywords)
 
@@ -292,17 +288,3 @@ class Captions(Drawings):
         words = keywords.gather(1, chosen[..., None].expand(-1, -1, KEYWORD)) * taken[..., None]
         name = name * ((uniform(len(name)) < 0.5) | (count == 0))[:, None]
         return torch.cat([name, words.flatten(1)], dim=1)
-
-
-def batch_of(emoji: Emoji, part: str, artist: str, texts: Sequence[str] | None = None) -> Batch:
-    """Unaugmented drawings of a part as a batch, images in [0, 1], with the texts given, or their names.
-
-    Raises:
-        CompanionError: if there are not as many texts as images, or a text has no known word.
-    """
-    concepts_of = emoji.parts[choose(part, emoji.parts, "part")]
-    texts = concepts_of.names if texts is None else list(texts)
-    if len(texts) != len(concepts_of):
-        raise CompanionError(f"There are {len(texts):,} texts for {len(concepts_of):,} images: expected one for each.")
-    images = concepts_of.drawn(artist).float() / 255
-    return Batch(images, emoji.vocabulary.encode(texts), concepts_of.labels())

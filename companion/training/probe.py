@@ -59,7 +59,12 @@ def linear_probe(
 
 
 def knn(features: Tensor, labels: Tensor, *tests: tuple[Tensor, Tensor], k: int = NEIGHBOURS) -> list[np.ndarray]:
-    """Majority vote of the ``k`` training images of highest cosine similarity; arguments as :func:`linear_probe`."""
+    """Majority vote of the ``k`` training images of highest cosine similarity; arguments as :func:`linear_probe`.
+
+    Raises:
+        CompanionError: if k is no whole number from 1 to n.
+    """
+    _voters(k, len(features))
     if features.device.type != "cpu":
         return _score(_nearest(features, labels, k), tests)
     return _score(_fitted(KNeighborsClassifier(n_neighbors=k, metric="cosine"), features, labels), tests)
@@ -86,8 +91,7 @@ def weighted_knn(
     Raises:
         CompanionError: if k is no whole number from 1 to n.
     """
-    if whole(k, "k", least=1) > len(train):
-        raise CompanionError(f"k is {k}: expected 1 to {len(train)}, the number of training images.")
+    _voters(k, len(train))
     classes = int(labels.max()) + 1
 
     def predict(x: Tensor) -> Tensor:
@@ -100,6 +104,11 @@ def weighted_knn(
         return torch.cat(found) if found else labels[:0]
 
     return _score(predict, tests)
+
+
+def _voters(k: int, n: int) -> None:
+    if whole(k, "k", least=1) > n:
+        raise CompanionError(f"k is {k}: expected 1 to {n}, the number of training images.")
 
 
 def _score(predict, tests) -> list[np.ndarray]:
@@ -152,12 +161,11 @@ def _nearest(features: Tensor, labels: Tensor, k: int):
     return predict
 
 
-def accuracy_interval(correct: np.ndarray, *, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval of an accuracy: what another test set of the same size might have given.
+def accuracy_interval(correct: np.ndarray) -> tuple[float, float]:
+    """Wilson's 95 % interval of an accuracy: what another test set of the same size might have given.
 
     Args:
         correct: (k,) booleans, one a test image.
-        level: confidence level in (0, 1).
 
     Returns:
         Lower and upper end, in [0, 1].
@@ -167,5 +175,5 @@ def accuracy_interval(correct: np.ndarray, *, level: float = 0.95) -> tuple[floa
     """
     if len(correct) == 0:
         raise CompanionError("The accuracy of no image at all has no interval: expected at least one test image.")
-    interval = stats.binomtest(int(correct.sum()), len(correct)).proportion_ci(level, method="wilson")
+    interval = stats.binomtest(int(correct.sum()), len(correct)).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)

@@ -57,7 +57,7 @@ class Run:
     def method(self) -> Method:
         """What was trained, in evaluation mode, on the CPU."""
         method = initial(self.config)
-        method.load_state_dict(self._read("weights.safetensors", safetensors.torch.load_file))
+        self._read("weights.safetensors", lambda path: method.load_state_dict(safetensors.torch.load_file(path)))
         return method
 
     def model(self) -> encoders.Model:
@@ -112,14 +112,18 @@ def stored(path: Path, *, dataset: str) -> Run:
 def _read(path: Path, parse):
     try:
         return parse(path)
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        why = " ".join(str(error).split())[:200]
         raise CompanionError(
-            f"{path} is missing or damaged ({error}): remove the folder {path.parent}, and its run is trained again."
+            f"{path} is missing or damaged ({why}): remove the folder {path.parent}, and its run is trained again."
         ) from error
 
 
 def _json(path: Path) -> dict:
-    found = json.loads(path.read_text())
+    try:
+        found = json.loads(path.read_text())
+    except RecursionError:
+        raise ValueError("it is nested too deeply to be read") from None
     if not isinstance(found, dict):
         raise ValueError("it holds no values by name")
     return found
@@ -161,7 +165,7 @@ def outdated() -> list[str]:
     for path in sorted(paths.runs().glob("[!.]*")):
         try:
             version = json.loads((path / "config.json").read_text()).get("training_version")
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, RecursionError):
             version = None
         if version != TRAINING_VERSION:
             found.append(path.name)

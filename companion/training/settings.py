@@ -37,6 +37,10 @@ class Settings:
     def validate(self) -> None:
         """Raise a :class:`~companion.errors.CompanionError` if a value is outside its range."""
 
+    def fit(self, batch_size: int):
+        """Of a method: the same for batches of this size, or a :class:`~companion.errors.CompanionError`."""
+        return self
+
     def replace(self, **changes):
         """A copy with some values changed.
 

@@ -6,7 +6,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from companion.training.methods.contrastive import ContrastiveMethod
 # Slow enough to be caught in the middle, at an epoch that the parent waits for.
 TRAIN = """
 import sys
+import threading
 from companion import training
 from companion.training.config import from_json
 training.run(from_json(sys.argv[1]))
@@ -120,6 +123,7 @@ def test_sigterm_saves_the_step_at_hand_tells_it_and_ends_the_process(config, re
 
 GUARDLESS = """
 import sys
+import threading
 from companion import training
 from companion.training.config import from_json
 training.run(from_json(open(sys.argv[1]).read()))
@@ -166,6 +170,16 @@ def test_a_results_folder_that_cannot_be_written(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("CONTRASTIVE_RESULTS", str(tmp_path / "occupied"))
     with pytest.raises(CompanionError, match=r"Cannot write to .*occupied.*CONTRASTIVE_RESULTS"):
         training.run(tiny)
+
+
+def test_two_threads_write_one_file_and_neither_loses_its_own(tmp_path, monkeypatch):
+    """They have one process id, as two containers may that share a disk."""
+    replace, both = os.replace, threading.Barrier(2)
+    monkeypatch.setattr(os, "replace", lambda *paths: (both.wait(10), replace(*paths)))
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda text: store.write(tmp_path / "file", text), ("first", "second")))
+    assert (tmp_path / "file").read_text() in ("first", "second")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_write_is_all_or_nothing(tmp_path, monkeypatch):

@@ -91,8 +91,8 @@ def test_every_frame_has_its_own_picture_and_text_and_the_sliders_start_where_th
     assert [PIL.Image.open(tmp_path / image["uri"]).convert("L").getpixel((0, 0)) for image in images] == list(levels)
     assert [k for k, image in enumerate(images) if "shown" in image["classes"]] == [3]
     sliders = BeautifulSoup(head.astext(), "html.parser").find_all("input")
-    assert [(s["max"], s["value"], s["aria-valuetext"]) for s in sliders] == [("1", "1", "1.0"), ("2", "0", "<")]
-    assert [json.loads(s["data-values"]) for s in sliders] == [["0.5", "1.0"], ["<", "y", "z"]]
+    assert [(s["max"], s["value"], s["aria-valuetext"]) for s in sliders] == [("1", "1", "1"), ("2", "0", "<")]
+    assert [json.loads(s["data-values"]) for s in sliders] == [["0.5", "1"], ["<", "y", "z"]]
 
 
 def test_the_book_has_the_notebooks_that_there_are_and_no_others(parts, tmp_path):

@@ -22,9 +22,15 @@ def config():
     )  # fmt: skip
 
 
+def batch_of(data):
+    """The drawings that are trained on, of one artist and not augmented, with their names."""
+    concepts = data.parts["train"]
+    return Batch(concepts.drawn("noto").float() / 255, data.vocabulary.encode(concepts.names), concepts.labels())
+
+
 def pair(config):
     """The method of a config, and a batch with as many names as drawings."""
-    batch = emoji.batch_of(runs.load_data(config), "train", "noto")
+    batch = batch_of(runs.load_data(config))
     return runs.initial(config), Batch(*(x[:40] for x in batch))
 
 
@@ -96,7 +102,6 @@ def test_a_scale_stays_below_the_largest_that_was_asked_for_and_comes_back(given
     value = scale()
     assert value.item() == pytest.approx(largest)
     assert torch.autograd.grad(value, scale.logarithm)[0].item() == pytest.approx(largest)  # it can be learned back
-    assert losses.LogitScale(initial=2 * largest, **given)().item() == pytest.approx(largest)
 
 
 def test_adamw_spares_what_is_no_matrix(config):
@@ -161,7 +166,7 @@ def test_it_learns_to_name_what_it_has_seen(config, results):
     source = emoji.Captions(data, longer.augmentation.build(32), 40, seed=0)
     history = train(method, source, longer)
     assert history[-1]["loss"] < 0.7 * math.log(40)
-    batch = emoji.batch_of(data, "train", "noto")
+    batch = batch_of(data)
     u, v = (F.normalize(z, dim=1) for z in method.project(batch.first, batch.second))
     right = ((u @ v.T).argmax(1) == torch.arange(120)).float().mean()
     assert right > 0.2  # by chance .008
@@ -176,6 +181,7 @@ def test_it_learns_to_name_what_it_has_seen(config, results):
         ({"dropout": 1.0}, "dropout is 1.0: expected less"),
         ({"dropout": -0.1}, "dropout is -0.1"),
         ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"temperature": 0.005}, "temperature is 0.005: expected at least 0.01"),
         ({"learned": 1}, "learned is 1: expected True or False"),
         ({"pool": 0}, "pool is 0"),
         ({"artists": "dali"}, "Unknown artist 'dali'"),

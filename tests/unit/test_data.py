@@ -238,6 +238,16 @@ def test_a_data_set_that_is_nowhere_says_where_it_was_looked_for(tmp_path, resul
     assert EMBEDDED in str(told.value)
 
 
+def test_a_data_set_that_is_cut_off_is_told_to_be_removed(tmp_path, results, monkeypatch):
+    kinds = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+    (tmp_path / "FashionMNIST" / "raw").mkdir(parents=True)
+    for name in kinds:
+        (tmp_path / "FashionMNIST" / "raw" / name).touch()
+    monkeypatch.setattr("companion.paths.data_roots", lambda: [tmp_path])
+    with pytest.raises(CompanionError, match=r"fashion-mnist was found in none of .*remove the set's own folder"):
+        data.load("fashion-mnist", image_size=28, n_train=10)
+
+
 # ---- EuroSAT whole ---------------------------------------------------------------------------------------------------
 
 SIZES = {"Forest": 11, "River": 25, "SeaLake": 7, "Highway": 4}
@@ -329,6 +339,19 @@ def test_files_give_the_images_that_memory_gives(image_folder, results, which):
     some = torch.tensor([3, 1])
     assert torch.equal(files.subset(some)[:].images, memory.subset(some).images)
     assert torch.equal(files.labels, memory.labels)
+
+
+UNREADABLE = {
+    "bomb.ppm": b"P6 99999 99999 255\n",
+    "words.ppm": b"P6 x 9 255\n",
+}  # more pixels than PIL takes; no number
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_an_image_that_pil_cannot_read_is_told(tmp_path, name):
+    (tmp_path / name).write_bytes(UNREADABLE[name])
+    with pytest.raises(CompanionError, match=rf"{name} is not a readable image .*replace or remove it"):
+        data._read_image(str(tmp_path / name), 16)
 
 
 def test_a_second_load_reads_decoded_images(image_folder, results, monkeypatch, forget):

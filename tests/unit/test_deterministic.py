@@ -9,11 +9,6 @@ from companion.errors import CompanionError
 from companion.training import run, sweeps
 
 
-@pytest.fixture
-def quick(tiny):
-    return tiny.replace(epochs=1, warmup_epochs=0, n_validation=0)
-
-
 @pytest.mark.parametrize(("given", "expected"), [("", False), ("0", False), ("1", True)])
 def test_a_run_trains_with_the_algorithms_that_were_asked_for(quick, results, monkeypatch, given, expected):
     monkeypatch.setenv("CONTRASTIVE_DETERMINISTIC", given)

@@ -167,8 +167,6 @@ def test_a_pair_is_two_drawings_of_one_concept_by_two_artists_or_twice_the_same(
         (lambda: load_images("emoji", image_size=32, n_train=9), "drawings with names: load them with companion"),
         (lambda: emoji.load(n_train=3, n_validation=0), "Cannot choose 3 concepts with every group in proportion"),
         (lambda: emoji.concepts().drawn("noto2"), "Unknown artist 'noto2'.*Did you mean 'noto'"),
-        (lambda: emoji.batch_of(emoji.load(**SIZES), "test", "noto", ["face"]), "There are 1 texts for 200 images"),
-        (lambda: emoji.batch_of(emoji.load(**SIZES), "tests", "noto"), "Unknown part 'tests'"),
         (lambda: emoji.Drawings(emoji.load(**SIZES, artists="noto"), None, 10, two_artists=True, seed=0),
          "Pairs of two artists need two, and there is noto alone"),
     ],

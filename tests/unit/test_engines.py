@@ -31,11 +31,6 @@ def ask(results, monkeypatch):
 
 
 @pytest.fixture
-def quick(tiny):
-    return tiny.replace(epochs=1, warmup_epochs=0, n_validation=0)
-
-
-@pytest.fixture
 def cluster(monkeypatch):
     """A cluster of a thread in the place of Ray; what it is asked for is noted."""
     asked = []

@@ -119,6 +119,7 @@ def test_bad_labels(name, y, message):
         (lambda: losses.info_nce(U, V, temperature=0.1, queue=spoiled(math.nan)), "queue has NaN"),
         (lambda: losses.nt_xent(U, V, temperature=0.1, similarity="cosine"), "similarity is 'cosine'"),
         (lambda: losses.LogitScale(initial=-1), "initial is -1"),
+        (lambda: losses.LogitScale(200.0), "initial is 200.0: expected at most `largest`, 100"),
         (lambda: losses.LogitScale(initial=torch.tensor([1.0, 2.0])), r"initial is tensor\(\[1., 2.\]\)"),
         (lambda: losses.siglip(U, V, scale=1, bias="-10"), "bias is '-10'"),
     ],

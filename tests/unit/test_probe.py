@@ -196,7 +196,7 @@ def test_the_probe_of_a_gpu_is_fitted_where_gradients_are_off(blobs):
 
 
 def test_features_that_lie_elsewhere_go_to_the_probes_of_a_gpu_with_every_option(monkeypatch):
-    x, y, asked = torch.empty(4, 2, device="meta"), torch.empty(4, device="meta"), []
+    x, y, asked = torch.empty(9, 2, device="meta"), torch.empty(9, device="meta"), []
     for name in ("_linear", "_nearest"):
         monkeypatch.setattr(probe, name, lambda *a, name=name: asked.append((name, *a[2:])))
     monkeypatch.setattr(probe, "_score", lambda predict, tests: len(tests))
@@ -247,10 +247,11 @@ def test_neighbours_by_another_similarity_and_weights_by_cosine():
     assert probe.weighted_knn(train, labels, query, similarity=euclidean)[0].tolist() == [False]  # in place
 
 
-def test_more_voters_than_images_are_told():
+@pytest.mark.parametrize("classify", [probe.knn, probe.weighted_knn])
+def test_more_voters_than_images_are_told(classify):
     x, y = torch.randn(3, 2), torch.arange(3)
     with pytest.raises(CompanionError, match="k is 4: expected 1 to 3, the number of training images"):
-        probe.weighted_knn(x, y, (x, y), k=4)
+        classify(x, y, (x, y), k=4)
     for k in (0, 2.5, True):
         with pytest.raises(CompanionError, match=f"k is {k}"):
-            probe.weighted_knn(x, y, (x, y), k=k)
+            classify(x, y, (x, y), k=k)

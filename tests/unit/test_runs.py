@@ -285,7 +285,9 @@ def test_a_run_that_lacks_a_file_is_trained_again(tiny, results, name):
     assert found.metrics == expected
 
 
-@pytest.mark.parametrize("damage", ["", "{half", "[1]", "\\0\\1", None])
+@pytest.mark.parametrize(
+    "damage", ["", "{half", "[1]", "\\0\\1", "[" * 100_000, None], ids=lambda damage: str(damage)[:9]
+)
 def test_a_damaged_file_of_a_run_is_told_with_what_to_do(tiny, results, damage):
     found = run(tiny.replace(epochs=0))
     readers = {
@@ -301,6 +303,15 @@ def test_a_damaged_file_of_a_run_is_told_with_what_to_do(tiny, results, damage):
             CompanionError, match=rf"{name} is missing or damaged .*: remove the folder .*{found.key}, and"
         ):
             read()
+
+
+def test_weights_of_another_network_are_told(tiny, results):
+    found, other = (run(tiny.replace(epochs=0, width=width)) for width in (4, 8))
+    (other.path / "weights.safetensors").rename(found.path / "weights.safetensors")
+    with pytest.raises(
+        CompanionError, match=r"weights\.safetensors is missing or damaged .*size mismatch.*: remove the"
+    ):
+        found.method()
 
 
 def test_metrics_without_accuracies_are_no_metrics(tiny, results):

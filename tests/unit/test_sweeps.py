@@ -11,11 +11,6 @@ from companion.training import Contrastive, Labelled, Unchanged, processes, run,
 from companion.training.data import Data, Split
 
 
-@pytest.fixture
-def quick(tiny):
-    return tiny.replace(epochs=1, warmup_epochs=0, n_validation=0)
-
-
 def visible(results):
     return sorted(path.name for path in (results / "runs").glob("[!.]*"))
 

@@ -56,6 +56,12 @@ def test_moments_of_many_configurations_at_once():
         assert [x[i, j].item() for x in together] == pytest.approx(naive_moments(u[i, j], v[i, j]), abs=1e-12)
 
 
+@pytest.mark.parametrize("shapes", [((1, 4), (1, 4)), ((3, 4), (3, 5)), ((3, 4), (2, 4)), ((4,), (4,))])
+def test_moments_of_what_has_no_pairs_are_told(shapes):
+    with pytest.raises(CompanionError, match=r"u and v have the shapes .* expected one shape \(\.\.\., n, d\)"):
+        theory.moments(*map(torch.ones, shapes))
+
+
 @pytest.mark.parametrize(("n", "d"), [(2, 1), (2, 3), (3, 2), (7, 6), (10, 64)])
 def test_simplex_has_unit_vectors_at_one_angle(n, d):
     gram = theory.simplex_etf(n, d) @ theory.simplex_etf(n, d).T

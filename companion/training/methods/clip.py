@@ -15,6 +15,7 @@ from companion.training.settings import Settings
 LOSSES = ("clip", "siglip", "nt_xent")
 SECONDS = ("text", "artist", "view")  # of a positive pair: the caption, another artist's drawing, the same once more
 WITHIN_VIEW = ("clip", "siglip")
+LARGEST = 100  # the scale, as CLIP has it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,8 @@ class Clip(Settings):
     def validate(self):
         choose(self.loss, LOSSES, "loss of images and texts")
         choose(self.second, SECONDS, "second of a pair")
-        positive(self.temperature, "temperature")
+        if 1 / positive(self.temperature, "temperature") > LARGEST:
+            raise CompanionError(f"temperature is {self.temperature}: expected at least {1 / LARGEST}, CLIP's limit.")
         number(self.bias, "bias")
         positive(self.vrns, "vrns", zero=True)
         share(self.dropout, "dropout")
@@ -50,9 +52,6 @@ class Clip(Settings):
             raise CompanionError(f"within_view makes no difference to {self.loss!r}: it is for clip, siglip.")
         if self.dropout == 1:
             raise CompanionError("dropout is 1.0: expected less, or nothing is left of an image.")
-
-    def fit(self, batch_size: int) -> "Clip":
-        return self
 
     @property
     def title(self) -> str:
@@ -118,7 +117,7 @@ class ClipMethod(Method):
         text = BagOfWords(len(split.vocabulary), settings.word_dim, config.projector_dim) if with_text else None
         super().__init__(Towers(net, image, text))
         self.settings, self.n = settings, config.n_train
-        self.scale = losses.LogitScale(1 / settings.temperature)
+        self.scale = losses.LogitScale(1 / settings.temperature, LARGEST)
         self.bias = nn.Parameter(torch.tensor(settings.bias))
         for parameter in (self.scale.logarithm, self.bias):
             parameter.requires_grad_(settings.learned)

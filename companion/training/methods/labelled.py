@@ -34,9 +34,6 @@ class Labelled(Settings):
         positive(self.temperature, "temperature")
         choose(self.similarity, SIMILARITIES, "similarity")
 
-    def fit(self, batch_size: int) -> "Labelled":
-        return self
-
     @property
     def title(self) -> str:
         """A readable name for the folder of a run."""

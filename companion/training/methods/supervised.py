@@ -20,9 +20,6 @@ class Supervised(Settings):
 
     name: ClassVar[str] = "supervised"
 
-    def fit(self, batch_size: int) -> "Supervised":
-        return self
-
     @property
     def title(self) -> str:
         """A readable name for the folder of a run."""
