@@ -13,7 +13,9 @@ from bs4 import BeautifulSoup
 from docutils import nodes
 from myst_nb.core import render
 
-from companion.course import controls
+from companion.course import controls, pieces
+
+ROWS = 10  # of a forest plot, in a picture
 
 
 class Outputs:
@@ -26,8 +28,12 @@ class Outputs:
         if data.mime_type in ("image/png", "image/gif"):
             # MyST-NB keeps nothing but width and height of an output's metadata, and Sphinx would say the file's name
             alt = data.output_metadata.get(data.mime_type, {}).get("alt", "")
-            image = picture(renderer, data.content, data.mime_type.removeprefix("image/"), alt)
-            return [nodes.container("", image, classes=["picture"])]
+            kind, parts = data.mime_type.removeprefix("image/"), []
+            if kind == "png":  # in parts that a window or a page of paper holds, if it is long
+                parts = pieces.strips(base64.b64decode(data.content), alt, ROWS)
+            parts = [(base64.b64encode(part).decode(), words) for part, words in parts] or [(data.content, alt)]
+            images = [picture(renderer, part, kind, words) for part, words in parts]
+            return [nodes.container("", *images, classes=["picture"])]
         if data.mime_type == "text/html" and "<table" in data.string:
             data.content = table(data.string)
             return renderer.render_text_html(data)
@@ -132,4 +138,4 @@ def setup(app):
     # MyST-NB looks for plugins among the entry points of installed packages. This one belongs to the book alone.
     found = render.load_mime_renders()
     render.load_mime_renders = lambda: [Outputs, *(plugin for plugin in found if plugin is not Outputs)]
-    return {"parallel_read_safe": True, "parallel_write_safe": True, "env_version": 3}  # another: pages are read again
+    return {"parallel_read_safe": True, "parallel_write_safe": True, "env_version": 5}  # another: pages are read again

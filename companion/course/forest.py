@@ -50,7 +50,7 @@ def _row(axes: Axes, row: int, claim: Claim, record: dict | None, reference: dic
     here, then = (observed(r) if r else None for r in (record, reference))
     seen = [o for o in (here, then) if o]
     place = _scale(claim, seen)
-    axes.axhline(row + 0.5, color="0.93", linewidth=0.8)
+    axes.axhline(row + 0.5, color="0.93", linewidth=0.8)  # where pieces.strips cuts a long plot for the site and slides
     axes.text(0, row - 0.14, _wrapped(claim.statement, 66), va="center", fontsize=7.5)
     axes.text(0, row + 0.34, f"{claim.source} · {claim.kind}", va="center", fontsize=6, color="0.45")
     ends = [place(end) if math.isfinite(end) else limit

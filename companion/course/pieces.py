@@ -3,6 +3,7 @@
 import dataclasses
 import html
 import io
+import itertools
 import re
 from collections.abc import Collection, Iterator
 
@@ -187,6 +188,37 @@ def cut(data: bytes, low: float = 0.62) -> list[tuple[bytes, float]]:
         buffer = io.BytesIO()
         image.crop((0, first, width, end)).save(buffer, format="png", optimize=True)
         made.append((buffer.getvalue(), (end - first) / width))
+    return made
+
+
+def strips(data: bytes, alt: str, most: int) -> list[tuple[bytes, str]]:
+    """A picture of more than ``most`` rows, such as a forest plot, in strips of so many at most, as PNG files: each
+    below the head of the whole, and with the words for its rows. Of any other picture none.
+
+    Rows end with a thin line across the picture; ``alt`` is a sentence and, between semicolons, words for each row.
+    """
+    image = PIL.Image.open(io.BytesIO(data))
+    sentence, _, rest = alt.removesuffix(".").partition(". ")
+    words = rest.split("; ")
+    if len(words) <= most:
+        return []
+    drawn = np.asarray(image.convert("RGB")).astype(int) @ [1 << 16, 1 << 8, 1]
+    ends = []
+    for at, row in enumerate(drawn):
+        _, counts = np.unique(row[row != drawn[0, 0]], return_counts=True)
+        if counts.max(initial=0) > 0.9 * len(row):
+            ends.append(at + 1)
+    if len(ends) != len(words):
+        return []
+    top, made = max(0, 2 * ends[0] - ends[1]), []
+    starts = [top, *ends[:-1]]
+    bounds = np.linspace(0, len(ends), -(-len(ends) // most) + 1).round().astype(int)
+    for first, last in itertools.pairwise(bounds):
+        strip = image.crop((0, starts[first] - top, image.width, ends[last - 1]))
+        strip.paste(image.crop((0, 0, image.width, top)))
+        buffer = io.BytesIO()
+        strip.save(buffer, format="png", optimize=True)
+        made.append((buffer.getvalue(), f"{sentence}. {'; '.join(words[first:last])}."))
     return made
 
 

@@ -40,7 +40,8 @@ FONT = paths.ROOT / "book" / "_static"  # whose font for formulas the slides tak
 TEMPLATE = Path(__file__).parent / "slides.html.j2"
 
 TABLE_LINES, TABLE_LINE = 15, 92
-PARTS = 4  # of a figure, at most
+PARTS = 6  # of a figure, at most
+ROWS = 8  # of a forest plot, on a slide
 TABLE_SLIDES = 3  # a longer table is for reading, not for showing
 LOW = 0.55  # height / width up to which a figure leaves room for a sentence below it
 
@@ -55,8 +56,9 @@ def prose(deck: Deck, source: str) -> None:
     """What of a text under a heading is shown: its first sentence, and formulas, each after the sentence before it."""
     deck.last.notes.append(deck.html(source))
     seen = SEE.search(source)
-    if seen and not deck.last.seen:
-        first, *others = paragraphs(seen[1])
+    told = seen[1].removeprefix("As above.").strip() if seen else ""  # a slide has nothing above it
+    if told and not deck.last.seen:
+        first, *others = paragraphs(told)
         said = sentence(first)
         announces = not first.startswith("- ") and said in (" ".join(first.split()), f"{said.rstrip(':')}:")
         items = [x for x in others if x.startswith("- ")]
@@ -119,16 +121,21 @@ def show(deck: Deck, text: str, items: list[str]) -> None:
 
 
 def figure(deck: Deck, data: bytes, kind: str, alt: str) -> None:
-    """A figure fills its slide; one that is higher than wide goes to several, cut where nothing is drawn."""
-    parts = pieces.cut(data) if kind == "png" else [(data, LOW)]
+    """A figure fills its slide; one that is higher than wide goes to several, cut between its rows or where nothing is
+    drawn."""
+    strips = pieces.strips(data, alt, ROWS) if kind == "png" else []
+    parts = [(part, LINES, words) for part, words in strips]
+    if not strips:
+        found = pieces.cut(data) if kind == "png" else [(data, LOW)]
+        parts = [(part, ratio, alt) for part, ratio in found]
     if len(parts) > PARTS:
         deck.last.notes.append("<p>(A figure that is too high for slides: see the notebook.)</p>")
         return
-    for number, (piece, ratio) in enumerate(parts, start=1):
+    for number, (piece, ratio, words) in enumerate(parts, start=1):
         slide = deck.below("figure")
         part = f" (part {number} of {len(parts)})" if len(parts) > 1 else ""
         encoded = base64.b64encode(piece).decode()
-        slide.blocks.append(f'<img src="data:image/{kind};base64,{encoded}" alt="{html.escape(alt + part)}">')
+        slide.blocks.append(f'<img src="data:image/{kind};base64,{encoded}" alt="{html.escape(words + part)}">')
         slide.seen, slide.lines = False, 0 if ratio <= LOW else LINES
 
 

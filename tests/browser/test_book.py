@@ -1,6 +1,7 @@
 """The book in a real browser: as it was built, and as a reader with a keyboard or a narrow window meets it."""
 
 import ast
+import base64
 import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -9,6 +10,9 @@ import nbformat
 import pytest
 
 from companion import ledger, losses, paths
+
+pytest.importorskip("latex2mathml", reason="the extra `book` is not installed")
+from companion.course import pieces
 
 pytestmark = pytest.mark.browser
 
@@ -136,7 +140,9 @@ def alts(notebook):
                 continue
             for mime in ("image/png", "image/gif"):
                 if mime in output.get("data", {}):
-                    yield output.metadata[mime]["alt"]
+                    alt, data = output.metadata[mime]["alt"], base64.b64decode(output["data"][mime])
+                    strips = pieces.strips(data, alt, 10) if mime == "image/png" else []
+                    yield from (words for _, words in strips) if strips else [alt]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -579,6 +585,14 @@ def test_no_table_is_cut_off_on_paper(site, page, path):
         heads = set(claims.locator("thead :is(th, td):visible").all_inner_texts())
         assert {"claim", "verdict", "statement", "accepted", "here"} <= heads
         assert not {"kind", "source", "prediction", "holm"} & heads
+
+
+def test_no_picture_is_longer_than_a_page(site, page):
+    printed(site, page, "notebooks/13_scoreboard.html")
+    heights = "images => images.map(image => image.getBoundingClientRect().height)"
+    found = page.eval_on_selector_all(".picture img", heights)
+    assert len(found) > 10
+    assert max(found) < 1000
 
 
 def test_a_page_in_the_dark_is_printed_in_the_colours_of_the_light(site, chromium):

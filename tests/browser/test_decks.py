@@ -121,14 +121,26 @@ def test_a_deck_holds_every_figure_and_no_solution(path, out):
             assert html.escape(telling) not in text
         for output in cell.get("outputs", []):
             data = output.get("data", {}).get("image/png")
+            alt = output.get("metadata", {}).get("image/png", {}).get("alt", "")
+            strips = pieces.strips(base64.b64decode(data), alt, slides.ROWS) if data else []
             if data and exercises:  # it shows what comes out
                 assert f"base64,{data.strip()}" not in text
+            elif strips:
+                assert all(f"base64,{base64.b64encode(strip).decode()}" in text for strip, _ in strips)
             elif data and len(pieces.cut(base64.b64decode(data))) == 1:
                 assert f"base64,{data.strip()}" in text
             for frame in output.get("data", {}).get(controls.MIME, {}).get("frames", []):
                 assert f"base64,{frame.strip()}" in text
     assert "BEGIN SOLUTION" not in text
     assert not re.search(r"\$\$|<merror|\\frac|\\sum", text)
+
+
+def test_a_forest_plot_has_eight_rows_a_slide_at_most_with_their_words_and_nothing_stands_alone(seen):
+    deck = seen["13_scoreboard"]["slides"]
+    parts = [x["image"]["alt"] for x in deck if x["image"] and "(part " in x["image"]["alt"]]
+    assert len(parts) > 10
+    assert all(alt.startswith("One row for each of") and alt.count("; ") < slides.ROWS for alt in parts)
+    assert len({alt.split(". ", 1)[1] for alt in parts}) == len(parts)
 
 
 def test_a_slide_that_is_too_full_is_found(out, chromium):

@@ -284,6 +284,50 @@ def test_a_figure_that_is_higher_than_wide_is_cut_where_nothing_is_drawn():
     assert len(pieces.cut(png(100, 150))) == 1  # no place to cut it
 
 
+def rows_of_a_picture(count):
+    """A head of red, and rows of blue shades, each with a grey line as its last."""
+    pixels = np.full((12 + 10 * count, 60, 3), 255, dtype=np.uint8)
+    pixels[4:10, 5:20] = [200, 0, 0]
+    for row in range(count):
+        top = 12 + 10 * row
+        pixels[top + 2 : top + 8, 5:20] = [0, 0, 10 * row + 10]
+        pixels[top + 9, 1:-1] = 230
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def test_a_long_plot_of_rows_goes_to_strips_each_with_the_head_and_the_words_for_its_rows():
+    names = [f"row {row}: reproduced" for row in range(11)]
+    alt = f"One row for each of 11 claims. {'; '.join(names)}."
+    made = pieces.strips(rows_of_a_picture(11), alt, 4)
+    shown = []
+    for (data, words), count in zip(made, (4, 3, 4), strict=True):
+        pixels = np.asarray(PIL.Image.open(io.BytesIO(data)).convert("RGB"))
+        assert len(pixels) == 12 + 10 * count
+        assert (pixels[4:10, 5:20] == [200, 0, 0]).all()
+        sentence, _, rest = words.removesuffix(".").partition(". ")
+        assert sentence == "One row for each of 11 claims"
+        assert rest.split("; ") == [names[shade // 10 - 1] for shade in pixels[16::10, 10, 2]]
+        shown += rest.split("; ")
+    assert shown == names
+
+
+def test_what_is_no_long_plot_of_rows_is_not_torn_into_strips():
+    alt = f"One row for each. {'; '.join('x' * 11)}."
+    assert not pieces.strips(rows_of_a_picture(11), "A picture of which nothing is said by rows.", 4)
+    assert not pieces.strips(rows_of_a_picture(11), alt, 11)
+    assert not pieces.strips(png(100, 150, blank=(50, 97)), alt, 4)
+
+
+def test_nothing_stands_above_a_slide():
+    for see, shown in (("As above.", False), ("As above. Where it is narrow, nothing can be seen of it.", True)):
+        ((_, *below),) = deck(SAID, shows(figure()), f"**How to read it.** {see}")
+        blocks = "".join(block for slide in below for block in slide.blocks)
+        assert "As above" not in blocks
+        assert ('class="seen"' in blocks) == ("Where it is" in blocks) == shown
+
+
 @pytest.mark.parametrize(
     ("text", "first"),
     [
@@ -380,8 +424,8 @@ def test_the_text_of_a_figure_may_hold_any_letter():
     assert 'alt="Of &quot;a&quot; &amp; &lt;b&gt;"' in below.blocks[0]
 
 
-@pytest.mark.parametrize(("parts", "shown"), [(1, 1), (4, 4), (5, 0)])
-def test_a_figure_has_up_to_four_parts_each_with_its_number(monkeypatch, parts, shown):
+@pytest.mark.parametrize(("parts", "shown"), [(1, 1), (6, 6), (7, 0)])
+def test_a_figure_has_up_to_six_parts_each_with_its_number(monkeypatch, parts, shown):
     monkeypatch.setattr(pieces, "cut", lambda data: [(data, 0.5)] * parts)
     ((heading, *below),) = deck(SAID, shows(figure(alt="A figure")))
     found = [re.search('alt="(.*?)"', slide.blocks[0])[1] for slide in below]
