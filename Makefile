@@ -175,6 +175,7 @@ bench: $(ready) ## measure speed and memory of the losses and speed of the train
 speedrun: $(ready) ## time SimCLR on CIFAR-10 to 90 % k-NN accuracy, on a GPU; OPTIONS=--dry-run: tiny, on the CPU
 	$(py) -m companion.bench.speedrun $(if $(DATASET),--dataset $(call quoted,$(DATASET))) $(OPTIONS)
 
-clean: ## remove results (not the recorded reference runs) and caches; .venv stays
-	rm -rf build .pytest_cache .ruff_cache .hypothesis
-	find results -mindepth 1 -maxdepth 1 ! -name reference -exec rm -rf {} + 2>/dev/null || true
+clean: ## remove results (not the recorded reference runs), what is built and caches; build/student, build/nbgrader and .venv stay
+	rm -rf .pytest_cache .ruff_cache .hypothesis
+	find build -mindepth 1 -maxdepth 1 ! -name student ! -name nbgrader -exec rm -rf {} + 2>/dev/null || true
+	find results/ -mindepth 1 -maxdepth 1 ! -name reference -exec rm -rf {} + 2>/dev/null || true

@@ -5,8 +5,19 @@ import difflib
 import functools
 import math
 import numbers
+import pickle
+import struct
 import sys
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
+
+# What reading a file that is damaged, or is something else, may raise in the readers of Python, NumPy and torch.
+DAMAGED = (
+    ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, SyntaxError,
+    TypeError, ValueError, pickle.UnpicklingError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 class CompanionError(ValueError):

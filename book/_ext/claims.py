@@ -133,7 +133,7 @@ class Scoreboard(SphinxDirective):
     @staticmethod
     def row(claim, shown: dict[str, str], record: dict | None) -> tuple[str, str]:
         """The verdict on a claim and its row of the table."""
-        here = shown if shown.get("here") else None
+        here = {"n": int(shown.get("n") or 1)} if shown.get("here") else None
         if record and CPU._deciding(claim, here, {claim.id: record}) is record:
             value, n, verdict, where = str(observed(record)), record["n"], record["verdict"], " <small>recorded</small>"
         else:
@@ -145,7 +145,8 @@ class Scoreboard(SphinxDirective):
         return verdict, (
             f'<tr id="{id}" data-verdict="{words(verdict)}">'
             f'<th scope="row"><a href="#{id}">{id.replace(".", ".<wbr>")}</a></th><td>{words(claim.source)}</td>'
-            f'<td><a href="{place}">{words(claim.statement)}</a><br><small>{words(claim.quantity)}</small></td>'
+            f'<td><a href="{place}">{words(claim.statement)}</a>{f" ({words(claim.scope)})" if claim.scope else ""}'
+            f"<br><small>{words(claim.quantity)}</small></td>"
             f'<td><span class="verdict {verdict.replace(" ", "-")}">{words(verdict)}</span></td>'
             f'<td data-value="{number[0] if number else ""}">{words(value)}{where}</td><td>{n}</td>'
             f"<td>{words(claim.range)}</td></tr>\n"

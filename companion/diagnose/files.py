@@ -1,15 +1,13 @@
 """Arrays from files, without running what a file might hold: ``.npy``, ``.npz``, ``.safetensors``, ``.pt``."""
 
-import pickle
 import re
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from companion.errors import CompanionError, choose, extra
+from companion.errors import DAMAGED, CompanionError, choose, extra
 
 SUFFIXES = (".npy", ".npz", ".safetensors", ".pt", ".pth")
 
@@ -36,7 +34,7 @@ def load(where: str | Path) -> np.ndarray | Tensor:
         return read(path, name)
     except CompanionError:
         raise
-    except (OSError, ValueError, EOFError, RuntimeError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+    except DAMAGED as error:
         raise _damaged(path, error) from error
 
 

@@ -39,6 +39,7 @@ class Claim:
     statement: str
     quantity: str
     kind: str
+    scope: str = ""
     at_least: float = -math.inf
     at_most: float = math.inf
     accuracy: bool = False
@@ -60,6 +61,11 @@ class Claim:
             choose(self.prediction, PREDICTIONS, f"prediction of claim {self.id}")
         if not self.at_least <= self.at_most or (math.isinf(self.at_least) and math.isinf(self.at_most)):
             raise CompanionError(f"Claim {self.id} could never fail or never hold: give it at_least, at_most or both.")
+
+    @property
+    def told(self) -> str:
+        """The statement, and in brackets what its test here leaves of the source's claim."""
+        return f"{self.statement} ({self.scope})" if self.scope else self.statement
 
     @property
     def paper(self) -> str:

@@ -92,18 +92,21 @@ class Ledger:
         return read(paths.reference() / self.profile.tests_as / "claims.json") if not self.profile.tag else {}
 
     def deciding(self) -> dict[str, dict]:
-        """The record that gives each observed claim its verdict: of one about accuracy, of one on trained networks that
-        chance could turn, or left to the recorded runs, the recorded reference's, where there is one, since it has more
-        seeds; else what was observed here."""
+        """The record that gives each observed claim its verdict: of one on trained networks, or left to the recorded
+        runs, the recorded reference's, unless it has fewer seeds; else what was observed here."""
         recorded, records = self.recorded(), self.records()
         found = {claim.id: self._deciding(claim, records.get(claim.id), recorded) for claim in load().values()}
         return {id: record for id, record in found.items() if record}
 
     def _deciding(self, claim: Claim, record: dict | None, recorded: dict[str, dict]) -> dict | None:
-        by_chance = claim.accuracy or (claim.kind == "trained" and not self._found(claim))
-        if self._left(claim, recorded) or (record and by_chance):
-            return recorded.get(claim.id, record)
-        return record
+        other = recorded.get(claim.id)
+        if record and claim.kind == "trained":
+            return other if other and other["n"] >= record["n"] else record
+        return self._own_record(claim, record, recorded)
+
+    def _own_record(self, claim: Claim, record: dict | None, recorded: dict[str, dict]) -> dict | None:
+        """What this profile says of the claim itself: what it observed, or the recorded runs if it is left to them."""
+        return recorded[claim.id] if self._left(claim, recorded) else record
 
     def _left(self, claim: Claim, recorded: dict[str, dict]) -> bool:
         """Whether the claim is left to the recorded runs of this profile."""
@@ -115,23 +118,23 @@ class Ledger:
         return self.profile.folder == self.profile.tests_as
 
     def print_verdicts(self) -> None:
-        """Print this notebook's verdicts that were found before at this profile: they must come out again.
+        """Print this notebook's verdicts, of this machine's own runs, that were found before at this profile: they must
+        come out again.
 
         What chance could turn has no verdict *found before*; the table has all.
         """
-        print("Verdicts that must come out again (those that chance could turn stand in the table below alone):")
-        deciding = self.deciding()
-        for id in self._checked:
+        print("Verdicts that must come out again on this machine (what chance could turn stands in the table alone):")
+        recorded = self.recorded()
+        for id, record in self._checked.items():
             if self._found(load()[id]):
-                print(f"{id}: {deciding[id]['verdict']}")
+                print(f"{id}: {self._own_record(load()[id], record, recorded)['verdict']}")
 
     def table(self, *, everything: bool = False) -> pd.DataFrame:
         """One row a claim: this notebook's, or with ``everything`` the whole ledger's.
 
-        The verdict on a claim about accuracy, and on any about trained networks that chance could turn, is that of the
-        recorded reference runs, where there are any. A claim
-        without an observation is ``not yet`` (its notebook is still to be run or written), or names the profiles that
-        test it.
+        The verdict on a claim about trained networks is that of the recorded reference runs, unless they have fewer
+        seeds. A claim without an observation is ``not yet`` (its notebook is still to be run or written), or names the
+        profiles that test it.
         """
         records, recorded = self.records() if everything else self._checked, self.recorded()
         notebooks = {load()[id].notebook for id in records}
@@ -143,11 +146,13 @@ class Ledger:
         return pd.DataFrame(rows).set_index("claim") if rows else pd.DataFrame()
 
     def surprises(self) -> list[str]:
-        """Claims whose verdict differs from what was found before at this profile."""
+        """Claims whose verdict, by this machine's own runs, differs from what was found before at this profile."""
+        recorded, records = self.recorded(), self.records()
+        own = {id: self._own_record(claim, records.get(id), recorded) for id, claim in load().items()}
         return [
             f"{id}: {record['verdict']}, found before: {found}"
-            for id, record in self.deciding().items()
-            if (found := self._found(load()[id])) and found != record["verdict"]
+            for id, record in own.items()
+            if record and (found := self._found(load()[id])) and found != record["verdict"]
         ]
 
     def _found(self, claim: Claim) -> str:
@@ -155,7 +160,7 @@ class Ledger:
 
     def _row(self, claim: Claim, record: dict | None, recorded: dict[str, dict]) -> dict:
         row = {
-            "claim": claim.id, "kind": claim.kind, "source": claim.source, "statement": claim.statement,
+            "claim": claim.id, "kind": claim.kind, "source": claim.source, "statement": claim.told,
             "quantity": claim.quantity, "accepted": claim.range, "published": claim.paper, "here": "", "n": "",
             "recorded": "", "recorded n": "", "agrees": "", "prediction": claim.prediction, "verdict": "not yet",
         }  # fmt: skip
@@ -259,6 +264,10 @@ def read(path: Path) -> dict[str, dict]:
         for record in stored.values():
             observed(record)
             choose(record["verdict"], (*VERDICTS, NOT_LEARNT), "verdict")
+            runs = record.get("runs", [])
+            if not (isinstance(runs, list) and all(isinstance(key, str) for key in runs)):
+                raise CompanionError(f"its runs are {runs!r:.60}: expected a list of their names")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CompanionError(f"{path} is damaged ({error}): remove it and run `make reproduce`.") from error
+        why = str(error).removesuffix(".")
+        raise CompanionError(f"{path} is damaged ({why}): remove it and run `make reproduce`.") from error
     return {id: record for id, record in stored.items() if id in load()}

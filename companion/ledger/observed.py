@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from companion.errors import CompanionError
+from companion.errors import CompanionError, whole
 
 LEVEL = 0.95
 
@@ -23,6 +23,7 @@ class Observed:
     n: int
 
     def __post_init__(self):
+        whole(self.n, "The number of observations", least=1)
         if not (math.isfinite(self.value) and self.low <= self.value <= self.high):
             raise CompanionError(
                 f"Observed {self.value} in [{self.low}, {self.high}]: expected a finite value inside its interval."

@@ -77,7 +77,7 @@ def recorded_on(folders: dict[str, str], claims: Iterable[Claim]) -> pd.DataFram
     """
     found = {name: read(paths.reference() / folder / "claims.json") for name, folder in folders.items()}
     rows = {
-        claim.id: {"statement": claim.statement, "accepted": f"{claim.quantity}: {claim.range}"}
+        claim.id: {"statement": claim.told, "accepted": f"{claim.quantity}: {claim.range}"}
         | {
             name: f"{observed(r[claim.id])}, {r[claim.id]['verdict']}" if claim.id in r else "–"
             for name, r in found.items()

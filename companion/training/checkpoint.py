@@ -1,6 +1,5 @@
 """An existing open_clip checkpoint, evaluated on emoji as the miniature is. Needs the extra ``oracles``."""
 
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from companion.errors import CompanionError, choose, extra
+from companion.errors import DAMAGED, CompanionError, choose, extra
 from companion.training.emoji import Concepts
 from companion.training.retrieval import both_ways
 
 CHUNK = 128  # images or texts at once
-DAMAGED = (  # what reading something else, or half of it, may raise
-    OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, pickle.UnpicklingError,
-    safetensors.SafetensorError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,8 +49,9 @@ def open_clip_encoders(path: Path | str, architecture: str) -> Encoders:
         raise CompanionError(
             f"{path} holds no weights of {architecture!r} ({first}): name the architecture that it was trained with."
         ) from error
-    except DAMAGED as error:
-        raise CompanionError(f"{path} is damaged or no checkpoint ({str(error)[:120]}): fetch it anew.") from error
+    except (*DAMAGED, safetensors.SafetensorError) as error:
+        why = str(error)[:120] or type(error).__name__
+        raise CompanionError(f"{path} is damaged or no checkpoint ({why}): fetch it anew.") from error
     settings, tokenizer = open_clip.get_model_preprocess_cfg(model), open_clip.get_tokenizer(architecture)
     mean, std = (torch.tensor(settings[name])[:, None, None] for name in ("mean", "std"))
     size = settings["size"] if isinstance(settings["size"], tuple | list) else (settings["size"],) * 2

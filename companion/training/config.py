@@ -163,8 +163,9 @@ def from_json(text: str) -> Config:
             "augmentation": from_dict(values.pop("augmentation"), AUGMENTATIONS, "augmentation"),
             "method": from_dict(values.pop("method"), METHODS, "method"),
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CompanionError(f"{str(text)[:80]!r} is not the description of a run: {error}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        why = str(error).removesuffix(".")
+        raise CompanionError(f"{str(text)[:80]!r} is not the description of a run: {why}.") from error
     for name in values:
         choose(name, [f.name for f in fields(Config)], "parameter")
     return Config(**values, **parts)

@@ -18,11 +18,17 @@ from companion.similarity import Similarity, cosine
 from companion.training.config import NEIGHBOURS
 
 STEPS, TOLERANCE = 1000, 1e-3  # of L-BFGS: most steps, and the largest entry of the gradient at the end
+CONVERGED = 1e-6  # the same of Newton's method
 CHUNK = 1024  # images whose similarities to all training images are in memory at once
 
 
 def linear_probe(
-    features: Tensor, labels: Tensor, *tests: tuple[Tensor, Tensor], C: float = 1.0, normalise: bool = True
+    features: Tensor,
+    labels: Tensor,
+    *tests: tuple[Tensor, Tensor],
+    C: float = 1.0,
+    normalise: bool = True,
+    newton: bool = False,
 ) -> list[np.ndarray]:
     """Multinomial logistic regression on frozen, L2-normalised features.
 
@@ -36,14 +42,19 @@ def linear_probe(
         C: inverse of the L2 penalty, as in scikit-learn.
         normalise: bring each feature vector to length 1 first, as the papers do with an encoder's; for pixels and
             colours that would only lose how bright they are.
+        newton: by Newton's method in double precision on the CPU, to ``CONVERGED``: for few features that hang together,
+            where L-BFGS stops far from the optimum. Its memory is of the order (d · classes)².
 
     Returns:
         For each test set, (k,) booleans: which images are classified correctly.
     """
+    if newton:
+        features, labels, *tests = features.double().cpu(), labels.cpu(), *((x.double().cpu(), y.cpu()) for x, y in tests)
     if features.device.type != "cpu":
         return _score(_linear(features, labels, C, normalise), tests)
     first = Normalizer() if normalise else FunctionTransformer()
-    classifier = make_pipeline(first, StandardScaler(), LogisticRegression(C=C, max_iter=STEPS, tol=TOLERANCE))
+    solver = {"solver": "newton-cholesky", "tol": CONVERGED} if newton else {"tol": TOLERANCE}
+    classifier = make_pipeline(first, StandardScaler(), LogisticRegression(C=C, max_iter=STEPS, **solver))
     return _score(_fitted(classifier, features, labels), tests)
 
 

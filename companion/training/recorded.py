@@ -241,25 +241,34 @@ def read(path: Path) -> pd.DataFrame:
     """
     if not path.exists():
         return pd.DataFrame()
-    rows, good = _rows(path), {}
+    names, lines = _lines(path)
+    rows, good = _parsed(names, lines), {}
+    numbers = [name for name in rows if _range(name) != ANY]
     for line, row in zip(rows.index, rows.to_dict("records"), strict=True):
         try:
             config = from_json(row["config"])
             if config.key(row["data"]) != row["key"]:
                 raise CompanionError("its key is not that of its config: another version made it, or it was edited")
-            if not np.isfinite([float(row["linear_accuracy"]), float(row["negative_variance"])]).all():
+            found = {name: float(row[name]) for name in numbers}
+            if not np.isfinite([found["linear_accuracy"], found["negative_variance"]]).all():
                 raise CompanionError("its metrics are not finite")
             if row["key"] in good:
                 raise CompanionError("its run has a line above")
         except (ValueError, TypeError) as error:
             _ignored(path, line, error)
             continue
-        good[row["key"]] = config.flat() | row
-    return pd.DataFrame(list(good.values()))
+        good[row["key"]] = line, config.flat()
+    # Anew, for a cell that is no number has made text of its whole column.
+    kept = _parsed(names, {line: lines[line] for line, _ in good.values()}).to_dict("records")
+    return pd.DataFrame([flat | row for (_, flat), row in zip(good.values(), kept, strict=True)])
 
 
 def _rows(path: Path) -> pd.DataFrame:
-    """What the file holds, by the number of the line; a line that is no row is left out, and told.
+    return _parsed(*_lines(path))  # what the file holds, by the number of the line
+
+
+def _lines(path: Path) -> tuple[str, dict[int, str]]:
+    """The line of names, and each line that is a row by its number; one that is none is left out, and told.
 
     No cell has a line break, so a quote that is not closed spoils its own line alone.
     """
@@ -283,12 +292,16 @@ def _rows(path: Path) -> pd.DataFrame:
             good[number] = line
         elif cells:
             _ignored(path, number, f"it has {cells} cells for {len(columns)} columns")
-    rows = pd.read_csv(io.StringIO("\n".join([names, *good.values()])), dtype={"commit": str})  # 1234e56 is no number
-    return rows.set_axis(list(good))
+    return names, good
+
+
+def _parsed(names: str, lines: dict[int, str]) -> pd.DataFrame:
+    rows = pd.read_csv(io.StringIO("\n".join([names, *lines.values()])), dtype={"commit": str})  # 1234e56 is no number
+    return rows.set_axis(list(lines))
 
 
 def _ignored(path: Path, line: int, why) -> None:
-    print(f"{path.name}, line {line} is ignored: {why}.")
+    print(f"{path.name}, line {line} is ignored: {str(why).removesuffix('.')}.")
 
 
 def _measured(runs: dict[str, Run]) -> set[str]:

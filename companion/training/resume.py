@@ -7,7 +7,6 @@ import io
 import itertools
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -21,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from companion import store
-from companion.errors import CompanionError, positive
+from companion.errors import DAMAGED, CompanionError, positive
 from companion.losses._gather import world
 from companion.training.config import Config
 from companion.training.methods import Method
@@ -29,8 +28,6 @@ from companion.training.methods import Method
 SECONDS = "60"  # between checkpoints; writing those of a large network after every short epoch would take longer
 TERMINATED = 128 + signal.SIGTERM  # the exit status of a process that SIGTERM ended
 HELD = {"config", "history", "part", "method", "optimizer"}  # by each checkpoint
-DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError,
-           pickle.UnpicklingError, zipfile.BadZipFile, NotImplementedError)  # fmt: skip
 
 
 class Checkpoints:

@@ -23,7 +23,8 @@ from companion.training.sources import CHUNK, seed
 
 FILES = ("config.json", "environment.json", "history.csv", "metrics.json", "weights.safetensors")  # of a run
 VOTERS = (1, 5)  # neighbours that vote on a projection
-CS = (0.01, 0.1, 1.0, 10.0, 100.0)  # inverse L2 penalties for the probe of a baseline
+CS = (0.01, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)  # inverse L2 penalties for the probe of a baseline
+FEW = 50  # features of a baseline that Newton's method fits: there are 27 of colours
 
 
 @dataclass(frozen=True)
@@ -255,11 +256,12 @@ def baseline_probe(train: Tensor, labels: Tensor, *tests: tuple[Tensor, Tensor])
 
     From strong to weak, until a weaker penalty does worse: beyond that the fits only get slow.
     """
+    fit = functools.partial(probe.linear_probe, train, labels, normalise=False, newton=train.shape[1] <= FEW)
     if len(tests) < 2:
-        return probe.linear_probe(train, labels, *tests, normalise=False)
+        return fit(*tests)
     best = None
     for c in CS:
-        correct = probe.linear_probe(train, labels, *tests, C=c, normalise=False)
+        correct = fit(*tests, C=c)
         if best and correct[0].mean() < best[0].mean():
             break
         best = correct

@@ -437,7 +437,7 @@ def test_the_scoreboard_sorts_and_filters_by_keyboard(site, page):
     words = page.get_by_label("Words")
     words.press_sequentially("queue variance")  # in any order, anywhere in the row
     some = page.eval_on_selector_all(".scoreboard tbody tr", names)
-    assert "he2020.queue.variance" in some
+    assert "companion.queue.variance" in some
     assert len(some) < len(before)
     words.fill("variance  queue ")
     assert page.eval_on_selector_all(".scoreboard tbody tr", names) == some

@@ -19,10 +19,10 @@ def records():
     return found
 
 
-@pytest.mark.parametrize("claim", [c for c in load().values() if "cpu" in c.found], ids=lambda claim: claim.id)
-def test_verdict_is_the_one_found_before(records, claim):
-    record = Ledger(PROFILE).deciding()[claim.id]
-    assert record["verdict"] == claim.found["cpu"], record
+def test_what_was_found_before_is_found_again(records):
+    before = {claim.id for claim in load().values() if "cpu" in claim.found}
+    assert before <= set(Ledger(PROFILE).deciding())
+    assert Ledger(PROFILE).surprises() == []
 
 
 def test_every_claim_of_a_notebook_that_is_there_was_observed(records):

@@ -206,6 +206,21 @@ def test_help_names_every_target(project):
         assert f"\n  {target} " in text
 
 
+def test_clean_leaves_what_somebody_has_written_or_recorded(project):
+    kept = ["build/student/01_trains.ipynb", "build/nbgrader/source/01/01.ipynb", "results/reference/cpu/kept.csv"]
+    gone = ["build/book/index.html", "build/slides/01.html", "results/runs/a/metrics.json", ".ruff_cache/a"]
+    root = project.with_name("to clean")
+    for name in (*kept, *gone):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    shutil.copy(project / "Makefile", root)
+    assert make(root, "clean").returncode == 0
+    assert sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()) == sorted(
+        ["Makefile", *kept]
+    )
+    assert make(root, "clean").returncode == 0
+
+
 def test_claims_name_the_notebooks_that_test_them(project):
     """Those of the ledger, in a project that has their notebooks."""
     others = [

@@ -38,8 +38,9 @@ HERE, RECORDED = (SHOWN["here"], "3", "inconclusive"), (f"{observed(RECORD)} rec
 @pytest.mark.parametrize(
     ("changes", "shown", "expected"),
     [
-        ({"kind": "trained", "found": {}}, SHOWN, RECORDED),  # chance could turn it
-        ({"kind": "trained", "found": {"cpu": "inconclusive"}}, SHOWN, HERE),
+        ({"kind": "trained", "found": {}}, SHOWN, RECORDED),
+        ({"kind": "trained", "found": {"cpu": "inconclusive"}}, SHOWN, RECORDED),
+        ({"kind": "trained", "found": {}}, SHOWN | {"n": "11"}, (SHOWN["here"], "11", "inconclusive")),  # it has more
         ({"kind": "trained", "found": {"cpu": "reproduced"}, "accuracy": True}, SHOWN, RECORDED),
         ({"kind": "trained", "found": {}, "recorded_only": True}, {}, RECORDED),
         ({"kind": "trained", "found": {}, "accuracy": True}, {}, ("", "", "not yet")),

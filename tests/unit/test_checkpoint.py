@@ -68,12 +68,15 @@ def test_it_is_evaluated_like_any_two_encoders(saved):
         ("half", "companion-small", "other.pt is damaged"),
         ("half.safetensors", "companion-small", "is damaged or no checkpoint"),
         ("a list", "companion-small", "is damaged or no checkpoint"),
+        ("no pickle", "companion-small", "is damaged or no checkpoint"),
     ],
 )
 def test_what_is_no_checkpoint_of_that_architecture_is_told(saved, tmp_path, change, architecture, expected):
     path = tmp_path / ("other.safetensors" if "safetensors" in change else "other.pt") if change else saved[1]
     if change == "damaged":
         path.write_bytes(b"no weights at all")
+    elif change == "no pickle":
+        path.write_bytes(b"\x80\x02.")  # IndexError
     elif change == "a list":
         torch.save([1, 2], path)
     elif change.startswith("half"):

@@ -135,6 +135,8 @@ class Code:
      ("text.npz", "text.npz cannot be read"), ("text.pt", "text.pt cannot be read"),
      ("empty.npy", "empty.npy cannot be read"), ("short.npy", "short.npy cannot be read"),
      ("short.pt", "short.pt cannot be read"), ("objects.npy", "objects.npy cannot be read .* Python objects are not"),
+     ("packed.npz:u", "packed.npz cannot be read"), ("open.npy", "open.npy cannot be read"),
+     ("pickle.pt", "pickle.pt cannot be read"),
      ("objects.npz", "objects.npz cannot be read"), ("objects.pt", "objects.pt cannot be read .* Python objects")],
 )  # fmt: skip
 def test_a_file_that_cannot_be_read_is_told_and_runs_nothing(folder, where, expected, monkeypatch):
@@ -150,6 +152,11 @@ def test_a_file_that_cannot_be_read_is_told_and_runs_nothing(folder, where, expe
     for name in ("u.npy", "u.pt"):
         whole = (folder / name).read_bytes()
         (folder / f"short.{name[2:]}").write_bytes(whole[: len(whole) // 2])
+    np.savez_compressed("packed.npz", u=np.zeros(1000))
+    packed = (folder / "packed.npz").read_bytes()
+    (folder / "packed.npz").write_bytes(packed[:60] + b"\xff" * 9 + packed[69:])  # zlib.error
+    (folder / "open.npy").write_bytes((folder / "u.npy").read_bytes().replace(b"),", b" ,"))  # tokenize.TokenError
+    (folder / "pickle.pt").write_bytes(b"\x80\x02.")  # IndexError
     with pytest.raises(CompanionError, match=expected):
         load(where)
     assert not (folder / "opened").exists()

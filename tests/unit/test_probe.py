@@ -8,7 +8,7 @@ from sklearn.preprocessing import StandardScaler
 
 from companion.errors import CompanionError
 from companion.similarity import euclidean
-from companion.training import probe
+from companion.training import probe, runs
 
 
 @pytest.fixture
@@ -80,9 +80,10 @@ def test_five_neighbours_vote():
     assert correct.tolist() == [True]
 
 
+@pytest.mark.parametrize("newton", [True, False])
 @pytest.mark.parametrize("normalise", [True, False])
 @pytest.mark.parametrize("strength", [0.003, 1.0])
-def test_the_linear_probe_is_the_minimum_of_its_objective(strength, normalise):
+def test_the_linear_probe_is_the_minimum_of_its_objective(strength, normalise, newton):
     """Cross entropy summed over images + ‖W‖² / 2C on standardised features, minimised by SciPy; the bias is free."""
     g, (n, k, d, classes) = torch.Generator().manual_seed(0), (150, 400, 12, 3)
     scales = torch.logspace(0, -2, d)  # a penalty on features that were not standardised would spare the large ones
@@ -104,8 +105,20 @@ def test_the_linear_probe_is_the_minimum_of_its_objective(strength, normalise):
     best = minimize(objective, np.zeros((d + 1) * classes), jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
     best = torch.from_numpy(best).view(d + 1, classes)
     predicted = (z[n:] @ best[:d] + best[d]).argmax(1)
-    (agree,) = probe.linear_probe(x[:n], y[:n], (x[n:], predicted), C=strength, normalise=normalise)
+    given = {"C": strength, "normalise": normalise, "newton": newton}
+    (agree,) = probe.linear_probe(x[:n], y[:n], (x[n:], predicted), **given)
     assert agree.mean() > 0.985  # all but what lies on a boundary
+
+
+def test_a_baseline_of_few_features_is_fitted_to_the_end(monkeypatch):
+    """The label is the sign of a small difference of two features: L-BFGS stops long before it sees that."""
+    g = torch.Generator().manual_seed(0)
+    common, difference = torch.randn(2, 900, generator=g)
+    x, y = torch.stack([common, common + 0.002 * difference], dim=1), (difference > 0).long()
+    parts = [(x[a:b], y[a:b]) for a, b in ((0, 500), (500, 700), (700, 900))]
+    assert runs.baseline_probe(*parts[0], *parts[1:])[-1].mean() > 0.97
+    monkeypatch.setattr(runs, "FEW", 1)
+    assert runs.baseline_probe(*parts[0], *parts[1:])[-1].mean() < 0.9
 
 
 @pytest.mark.parametrize("normalise", [True, False])

@@ -117,8 +117,15 @@ def one_bit_in_a_weight(content: bytes) -> bytes:
     return content[:start] + bytes([content[start] ^ 1]) + content[start + 1 :]
 
 
+def one_byte_in_the_archive(content: bytes) -> bytes:
+    """Its first part is said to be compressed, and is not: zlib.error."""
+    start = content.index(b"PK\1\2") + 10
+    return content[:start] + b"\x08" + content[start + 1 :]
+
+
 DAMAGE = {
     "broken off": broken_off,
+    "one byte in the archive": one_byte_in_the_archive,
     "empty": lambda content: b"",
     "other bytes": lambda content: bytes(range(256)) * 100,
     "one bit": one_bit_in_a_weight,
