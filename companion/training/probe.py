@@ -42,14 +42,21 @@ def linear_probe(
         C: inverse of the L2 penalty, as in scikit-learn.
         normalise: bring each feature vector to length 1 first, as the papers do with an encoder's; for pixels and
             colours that would only lose how bright they are.
-        newton: by Newton's method in double precision on the CPU, to ``CONVERGED``: for few features that hang together,
-            where L-BFGS stops far from the optimum. Its memory is of the order (d · classes)².
+        newton: by Newton's method in double precision on the CPU, to ``CONVERGED``: for few features that hang
+            together, where L-BFGS stops far from the optimum. Its memory is of the order (d · classes)².
 
     Returns:
         For each test set, (k,) booleans: which images are classified correctly.
+
+    Raises:
+        ValueError: by scikit-learn, on the CPU, if the training images are of one class.
     """
     if newton:
-        features, labels, *tests = features.double().cpu(), labels.cpu(), *((x.double().cpu(), y.cpu()) for x, y in tests)
+        features, labels, *tests = (
+            features.double().cpu(),
+            labels.cpu(),
+            *((x.double().cpu(), y.cpu()) for x, y in tests),
+        )
     if features.device.type != "cpu":
         return _score(_linear(features, labels, C, normalise), tests)
     first = Normalizer() if normalise else FunctionTransformer()
