@@ -17,6 +17,9 @@ SEED      ?= 0
 FROM      ?=
 INTO      ?=
 WEIGHTS   ?=
+FOLDER    ?=
+FORCE     ?=
+NBGRADER  ?=
 VENV      ?= .venv
 PYTHON    ?= python3
 PORT      ?= 8000
@@ -71,7 +74,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help setup lab reproduce reference merge notebooks test lint freeze book serve student slides bench speedrun clean
 
 help: ## print this help
-	@echo "make TARGET [PROFILE=auto] [NOTEBOOKS='08 09'] [CLAIMS='id …'] [DATA=folder] [DATASET=name] [JOBS=n] [PROCESSES=n] [ENGINE=loky] [ADDRESS=host:port] [GPUS=n] [DETERMINISTIC=1] [DRY_RUN=1] [SEED=0] [VENV=.venv]"
+	@echo "make TARGET [PROFILE=auto] [NOTEBOOKS='08 09'] [CLAIMS='id …'] [DATA=folder] [DATASET=name] [JOBS=n] [PROCESSES=n] [ENGINE=loky] [ADDRESS=host:port] [GPUS=n] [DETERMINISTIC=1] [DRY_RUN=1] [SEED=0] [VENV=.venv] [PYTHON=python3]"
 	@echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
@@ -88,6 +91,10 @@ help: ## print this help
 	@echo "  FROM       of merge: a results folder, here or user@host:path; INTO: the recorded results that it goes to; WEIGHTS=1: fetch them too"
 	@echo "  DETERMINISTIC  1: only algorithms that repeat their results bit by bit on the same device"
 	@echo "  DRY_RUN    1: of reproduce and reference: count the runs and estimate the hours; train nothing, write nothing"
+	@echo "  SEED       added to every seed of the profile; other than 0: results in a folder of their own; default: 0"
+	@echo "  FORCE      1: of student: overwrite notebooks in which somebody has written"
+	@echo "  VENV       the environment that everything runs in, made on first use; default: .venv; VENV= takes the active one"
+	@echo "  PYTHON     the Python that makes it, 3.11 or newer; default: python3"
 
 setup: $(ready) ## make .venv and install the package with its tools
 

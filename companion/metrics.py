@@ -60,6 +60,9 @@ def variance_parts(u: Tensor, v: Tensor, y: Tensor) -> dict[str, float]:
 
     Returns:
         ``same_vs_different``, ``among_class_pairs``, ``within_class_pairs``, which add up to ``total``.
+
+    Raises:
+        CompanionError: if the embeddings are not two finite (n, d) views, or there is no label for each.
     """
     check_views(u, v)
     check_labels(y, u, anywhere=True)
@@ -150,9 +153,9 @@ def nearest_similarities(train: Tensor, labels: Tensor, test: Tensor, test_label
         CompanionError: if embeddings are not finite and of one dimension, or there is no label for each, or for a test
             image no training image of its class, or none of another.
     """
-    for name, z, y in (("train", train, labels), ("test", test, test_labels)):
+    for name, z, of_labels, y in (("train", train, "labels", labels), ("test", test, "test_labels", test_labels)):
         check_embeddings(name, z, least=1)
-        check_labels(y, z)
+        check_labels(y, z, name=of_labels)
     if train.shape[1] != test.shape[1]:
         raise CompanionError(f"train has shape {tuple(train.shape)} and test {tuple(test.shape)}: expected one d.")
     s, same = _cosines(test, train), test_labels[:, None] == labels  # (q, n)
@@ -198,8 +201,8 @@ def pulls_by_angle(angles: Tensor, strength: Tensor) -> dict[str, float]:
     """What :func:`pulls` gives, below ``NEAR`` degrees and between those of ``FAR``.
 
     Returns:
-        ``near_share``: of the pairs, how many are near; ``near_pull_share``: their share of all pulls; ``near_pull``
-        and ``far_pull``: the mean pull there, NaN where there is no pair.
+        ``near_share``: of the pairs, how many are near; ``near_pull_share``: their share of all pulls, NaN where
+        nothing pulls; ``near_pull`` and ``far_pull``: the mean pull there, NaN where there is no pair.
     """
     near, far = angles < NEAR, (angles >= FAR[0]) & (angles < FAR[1])
     return {

@@ -62,6 +62,7 @@ class Similarity:
         return self.matrix(self.prepare(a), self.prepare(b))
 
     def paired(self, a: Tensor, b: Tensor) -> Tensor:
+        """(n,) similarities of the rows of a and b (n, d), each to its partner, whatever their lengths."""
         return self.pairs(self.prepare(a), self.prepare(b))
 
 
@@ -122,7 +123,8 @@ class _Cosine(_Named):
 
 
 class _ArcLength(_Named):
-    """Negative arc length (Feeney & Hughes), 1 - θ/π for the angle θ between a and b, in [0, 1].
+    """Negative arc length, 1 - θ/π for the angle θ between a and b, in [0, 1]: proposed by Koishekenov et al. (2023,
+    Geometric Contrastive Learning) and taken up in Feeney & Hughes' post of 2024.
 
     Its pull does not fade with the angle, but d arccos(s)/ds = -1/√(1 - s²) is unbounded at a cosine s of ±1. The
     guard: s is clamped to ±(1 - eps), eps the machine epsilon of the dtype. So the gradient is finite everywhere (zero

@@ -49,8 +49,8 @@ def _lock(name: str) -> FileLock:
         (folder / f"{name}.lock").touch()
     except OSError as error:
         raise CompanionError(
-            f"Cannot write to {paths.results()} ({error.strerror or error}): make it writable, or set "
-            "CONTRASTIVE_RESULTS to a folder that is."
+            f"Cannot write to {paths.runs()} ({error.strerror or error}): make it writable, or let it be a link to a "
+            "folder that is. (CONTRASTIVE_RESULTS names another results folder, but make goes by the project's own.)"
         ) from error
     return FileLock(folder / f"{name}.lock")
 
@@ -64,7 +64,11 @@ def lock(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def slot(count: int) -> Iterator[None]:
-    """Hold one of ``count`` places to compute in: whatever runs in parallel, never more than ``count`` are busy."""
+    """Hold one of ``count`` places to compute in: whatever runs in parallel, never more than ``count`` are busy.
+
+    Raises:
+        CompanionError: if ``count`` is no whole number of at least 1, or the run store cannot be written.
+    """
     whole(count, "The number of places to compute in", least=1)
     places = [_lock(f"slot-{i}") for i in range(count)]
     while True:
@@ -100,12 +104,16 @@ def recognise(sign: Path) -> None:
     if not sign.exists():
         raise CompanionError(
             f"{socket.gethostname()} does not see what is in {paths.runs()} on the machine that asks for this run: let "
-            "CONTRASTIVE_RESULTS name a folder that all machines share."
+            "it be a link to a folder that all machines share, or the whole project lie on such a disk."
         )
 
 
 def publish(partial: Path, final: Path) -> None:
-    """Rename a complete run into place, instead of what somebody left of an earlier one."""
+    """Rename a complete run into place, instead of what somebody left of an earlier one.
+
+    Raises:
+        CompanionError: if the folder cannot be written.
+    """
     try:
         if final.exists():
             shutil.rmtree(final)

@@ -59,10 +59,12 @@ def execute(notebook: Path, out: Path, parameters: dict) -> list[str]:
         The keys of the runs that it used.
 
     Raises:
-        CompanionError: for a parameter that the notebook does not have.
+        CompanionError: if there is no such notebook, or for a parameter that it does not have.
         papermill.exceptions.PapermillExecutionError: if a cell fails.
         SystemExit: with 128 and the number of the signal that has stopped it.
     """
+    if not notebook.is_file():
+        raise CompanionError(f"There is no notebook {notebook}: expected the path of one, as notebooks/01_….ipynb.")
     known = papermill.inspect_notebook(notebook)
     for name in parameters:
         choose(name, known, f"parameter of {notebook.name}")

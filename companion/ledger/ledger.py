@@ -73,7 +73,11 @@ class Ledger:
 
     def tests(self, id: str) -> bool:
         """Whether a notebook tests the claim at this profile: a value published for one data set is no target for
-        another, and some claims are left to the recorded runs."""
+        another, and some claims are left to the recorded runs.
+
+        Raises:
+            CompanionError: for an id that the ledger does not have.
+        """
         claim = load()[choose(id, load(), "claim")]
         return (
             self.profile.tests_as in claim.profiles and not self.profile.tag and not self._left(claim, self.recorded())

@@ -149,17 +149,17 @@ def _check_views(u: Tensor, v: Tensor, least: int) -> None:
         raise CompanionError(f"u lies on {u.device} and v on {v.device}: move both to one device.")
 
 
-def check_labels(y: Tensor, z: Tensor, *, anywhere: bool = False) -> None:
+def check_labels(y: Tensor, z: Tensor, *, anywhere: bool = False, name: str = "y") -> None:
     """Raise unless ``y`` holds one whole number for each row of ``z``, on its device, or ``anywhere``."""
     if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex():
         given = f"dtype {y.dtype}" if isinstance(y, Tensor) else f"type {type(y).__name__}"
-        raise CompanionError(f"y has {given}: expected a torch.Tensor of whole numbers, one label per embedding.")
+        raise CompanionError(f"{name} has {given}: expected a torch.Tensor of whole numbers, one label per embedding.")
     if y.shape != z.shape[:1]:
         raise CompanionError(
-            f"y has shape {tuple(y.shape)} and the embeddings {tuple(z.shape)}: expected y of shape {(len(z),)}."
+            f"{name} has shape {tuple(y.shape)}, the embeddings {tuple(z.shape)}: expected {name} of shape {(len(z),)}."
         )
     if y.device != z.device and not anywhere:
-        raise CompanionError(f"y lies on {y.device} and the embeddings on {z.device}: move both to one device.")
+        raise CompanionError(f"{name} lies on {y.device} and the embeddings on {z.device}: move both to one device.")
 
 
 def _check_queue(queue: Tensor, u: Tensor) -> None:

@@ -49,6 +49,9 @@ def info_nce_family(
 
     Returns:
         Scalar, mean over 2n anchors: half L₁(U, V) plus half L₁(V, U).
+
+    Raises:
+        CompanionError: if the embeddings are not two finite (n, d) views with n >= 2.
     """
     s, positives, weights = _views(u, v, c1, c2, similarity)
     differences = (s - positives[:, None]).masked_fill(weights == 0, 0)  # a pair that does not count cannot overflow
@@ -72,6 +75,9 @@ def additive_family(
 
     Returns:
         Scalar.
+
+    Raises:
+        CompanionError: as :func:`info_nce_family`.
     """
     n = len(u)
     s, positives, weights = _views(u, v, c1, c2, similarity)

@@ -15,7 +15,8 @@ from companion.similarity import cosine
 
 @loss(alpha=positive)
 def align(u: Tensor, v: Tensor, *, alpha: float = 2) -> Tensor:
-    """Alignment (Wang & Isola 2020, Eq. 4): mean of ‖u_i - v_i‖₂^α over positive pairs, embeddings L2-normalised.
+    """Alignment (Wang & Isola 2020, Section 4.1.1): mean of ‖u_i - v_i‖₂^α over positive pairs, of embeddings
+    L2-normalised.
 
     Args:
         u: (n, d) first view.
@@ -37,7 +38,8 @@ def align(u: Tensor, v: Tensor, *, alpha: float = 2) -> Tensor:
 
 @loss(t=positive)
 def uniform(z: Tensor, *, t: float = 2, tile: int | None = None) -> Tensor:
-    """Uniformity (Wang & Isola 2020, Eq. 5): log of the mean of exp(-t‖z_i - z_j‖²) over pairs i < j, L2-normalised.
+    """Uniformity (Wang & Isola 2020, Section 4.1.2): log of the mean of exp(-t‖z_i - z_j‖²) over pairs i < j, of
+    embeddings L2-normalised.
 
     Args:
         z: (n, d) embeddings.
@@ -65,7 +67,7 @@ def uniform(z: Tensor, *, t: float = 2, tile: int | None = None) -> Tensor:
 def align_uniform(
     u: Tensor, v: Tensor, *, weight: float = 1, alpha: float = 2, t: float = 2, tile: int | None = None
 ) -> Tensor:
-    """L_align + λ (L_uniform(u) + L_uniform(v)) / 2 (Wang & Isola 2020, Section 5.2).
+    """L_align + λ (L_uniform(u) + L_uniform(v)) / 2 (Wang & Isola 2020, Figure 6).
 
     Args:
         u: (n, d) first view.

@@ -179,7 +179,8 @@ def dhel(
 def hard_contrastive(
     u: Tensor, v: Tensor, *, temperature: float, keep: int, similarity=cosine, tile: int | None = None
 ) -> Tensor:
-    """Hard contrastive loss (Wang & Liu 2021, Eq. 9): one-way InfoNCE against an anchor's hardest negatives only.
+    """Hard contrastive loss (Wang & Liu 2021, Eq. 9): one-way InfoNCE against an anchor's hardest negatives only,
+    used before by Zhuang et al. (2019, Local Aggregation).
 
     Args:
         u: (n, d) anchors.
@@ -203,7 +204,7 @@ def hard_contrastive(
 def simple(
     u: Tensor, v: Tensor, *, weight: float, keep: int | None = None, similarity=cosine, tile: int | None = None
 ) -> Tensor:
-    """The simple loss (Wang & Liu 2021, Eq. 6): -s_ii + λ Σ_{j≠i} s_ij, InfoNCE's limit τ → ∞: all negatives alike.
+    """The simple loss (Wang & Liu 2021, Eq. 3): -s_ii + λ Σ_{j≠i} s_ij, InfoNCE's limit τ → ∞: all negatives alike.
 
     Args:
         u: (n, d) anchors.

@@ -308,4 +308,5 @@ def _slice(indices: range) -> slice:
 
 
 def without(skip, values: Tensor, rows: range, columns: range, by: float) -> Tensor:
+    """A tile of values with those that ``skip`` leaves out replaced by ``by``; unchanged if it is None."""
     return values if skip is None else skip.fill_(values, rows, columns, by)

@@ -35,6 +35,9 @@ def separates(phi: Term, psi: Term, n: int) -> Tensor:
         phi: φ, of a positive's similarity, elementwise.
         psi: ψ, of a negative's similarity.
         n: number of instances, at least 2.
+
+    Raises:
+        CompanionError: if n < 2.
     """
     whole(n, "n", least=2)
     return _slope(phi, 1) < (n - 2) / (2 * (n - 1)) * _slope(psi, -1 / (n - 1))
@@ -47,6 +50,9 @@ def siglip_separates(n: int, scale, bias) -> Tensor:
         n: number of instances, at least 2 (for which it never holds).
         scale: t > 0, number or tensor.
         bias: SigLIP's own sign, number or tensor.
+
+    Raises:
+        CompanionError: if n < 2, or the scale is not positive.
     """
     whole(n, "n", least=2)
     t, bias = _hyperparameters(scale, bias)
@@ -66,6 +72,9 @@ def siglip_boundaries(n: int, scale) -> tuple[Tensor, Tensor]:
 
     Returns:
         Both boundaries as a bias in SigLIP's own sign.
+
+    Raises:
+        CompanionError: if n < 3, or the scale is not positive.
     """
     whole(n, "n", least=3)
     t, _ = _hyperparameters(scale, 0.0)
@@ -105,7 +114,7 @@ def optimum(phi: Term, psi: Term, n: int) -> Optimum:
         n: number of instances, at least 2.
 
     Raises:
-        CompanionError: if φ or ψ is not increasing on [-1, 1], where the reasoning fails (the spectral loss).
+        CompanionError: if n < 2; if φ or ψ is not increasing on [-1, 1], where the reasoning fails (the spectral loss).
     """
     whole(n, "n", least=2)
     if (_slope(psi, -1) < 0).any() or (_slope(phi, 1) < 0).any():

@@ -179,6 +179,9 @@ def bound_slack(u: Tensor, v: Tensor, *, sharp: bool = True) -> Tensor:
 
     Returns:
         (...,) slack, at least 0.
+
+    Raises:
+        CompanionError: if n is smaller than that.
     """
     n = u.shape[-2]
     whole(n, "n", least=3 if sharp else 2)
@@ -241,6 +244,9 @@ def negative_gradient(similarities: Tensor, *, temperature: float) -> Tensor:
 
     Returns:
         (..., m, m) gradient of :func:`companion.losses.clip`.
+
+    Raises:
+        CompanionError: if the temperature is not positive.
     """
     positive(temperature, "temperature")
     m = similarities.shape[-1]
@@ -259,6 +265,9 @@ def gaussian_uniformity(mean, variance, *, t: float = 1):
         mean: mean similarity of the negatives: number, array or tensor.
         variance: their variance.
         t: > 0; 2 in Wang & Isola (2020).
+
+    Raises:
+        CompanionError: if t is not positive.
     """
     positive(t, "t")
     return 2 * t * (mean - 1) + 2 * t**2 * variance

@@ -57,7 +57,11 @@ class Concepts:
         return [" ".join([name, *words[:most]]) for name, words in zip(self.names, self.table["keywords"], strict=True)]
 
     def drawn(self, artist: str) -> Tensor:
-        """(n, 3, s, s) uint8: the drawings of one artist."""
+        """(n, 3, s, s) uint8: the drawings of one artist.
+
+        Raises:
+            CompanionError: for an unknown artist.
+        """
         return self.images[:, ARTISTS.index(choose(artist, ARTISTS, "artist"))]
 
     def labels(self, column: str = "group") -> Tensor:
@@ -214,6 +218,9 @@ def load(
         image_size: pixels a side.
         n_train, n_validation, number: as for :func:`split`.
         artists: whose drawings are trained on, with a plus between them.
+
+    Raises:
+        CompanionError: as :func:`split`, :func:`chosen_artists` and :func:`concepts`; for an image size below 8.
     """
     names, everything = chosen_artists(artists), concepts(whole(image_size, "image_size", least=8))
     parts = dict(zip(("train", "validation", "test"), split(n_train, n_validation, number), strict=True))

@@ -47,6 +47,9 @@ def linear_probe(
 
     Returns:
         For each test set, (k,) booleans: which images are classified correctly.
+
+    Raises:
+        ValueError: by scikit-learn, on the CPU, if the training images are of one class.
     """
     if newton:
         features, labels, *tests = (

@@ -117,5 +117,6 @@ def share_right(data: Emoji, part: str, column: str, found: list[str]) -> float:
 
 
 def mean_of(results) -> dict[str, float]:
+    """The mean of each value over several results, which have the same names."""
     results = list(results)
     return {name: float(np.mean([found[name] for found in results])) for name in results[0]}

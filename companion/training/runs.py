@@ -96,7 +96,11 @@ def complete(path: Path) -> bool:
 
 
 def stored(path: Path, *, dataset: str) -> Run:
-    """The run in a folder of the store; if its data set is an image folder, ``dataset`` says where that lies."""
+    """The run in a folder of the store; if its data set is an image folder, ``dataset`` says where that lies.
+
+    Raises:
+        CompanionError: if its description is missing or damaged, or of another version of the training code.
+    """
     values = _read(path / "config.json", _json)
     version = values.pop("training_version", None)
     if version != TRAINING_VERSION:
@@ -194,8 +198,8 @@ def two_views(method: Method, config: Config, images, pairs: int) -> tuple[Tenso
 @torch.no_grad()
 def features(method: Method, images, *, projected: bool = False, view=None) -> tuple[Tensor, Tensor]:
     """Encoder outputs of images (n, features) in float32, and their labels (n,), on the method's device; or, if
-    ``projected``, their projections (n, d), not normalised. The images are not augmented, unless ``view`` does it:
-    (n, c, h, w) uint8 → (n, c, s, s) in [0, 1]."""
+    ``projected``, their projections (n, d), not normalised. Of no images they are (0,), on the CPU. The
+    images are not augmented, unless ``view`` does it: (n, c, h, w) uint8 → (n, c, s, s) in [0, 1]."""
     device, embed = _device(method), method.model if projected else method.embed
     view = view or (lambda images: images.float() / 255)
     chunks = (images[start : start + CHUNK] for start in range(0, len(images), CHUNK))
@@ -206,10 +210,11 @@ def features(method: Method, images, *, projected: bool = False, view=None) -> t
 def measure(method: Method, config: Config, images: data.Data) -> dict[str, float]:
     """Everything that the notebooks report about a trained model, as one flat dictionary.
 
-    Similarity statistics, alignment and uniformity on the projections of augmented training images, as the papers have
-    it; probes and tolerance on the encoder's features of unaugmented images. Accuracies are in [0, 1]. What a method
-    with ``votes`` has beside, see :func:`projection_votes`. Of a method that is trained on pairs of images and texts,
-    or of drawings, what :func:`companion.training.pairs.measure` says.
+    Similarity statistics, alignment and uniformity on the projections of augmented training images, as Lee et al. have
+    it; Wang & Isola take alignment and uniformity on their validation set. Probes and tolerance on the encoder's
+    features of unaugmented images. Accuracies are in [0, 1]. What a method with ``votes`` has beside, see
+    :func:`projection_votes`. Of a method that is trained on pairs of images and texts, or of drawings, what
+    :func:`companion.training.pairs.measure` says.
     """
     if isinstance(config.method, Clip):
         return measure_pairs(method, config, images)

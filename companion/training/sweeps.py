@@ -126,7 +126,7 @@ def _on_cluster(engine: engines.Engine, missing: list[Config], jobs: int | None)
         while not (failures[number] or complete(final)):
             if time.monotonic() > deadline:
                 failures[number] = (
-                    f"its worker has stored it, and it is not in {final.parent}: let CONTRASTIVE_RESULTS name a folder "
+                    f"its worker has stored it, and it is not in {final.parent}: let that be a link to a folder "
                     "that all machines share, and give all of them the same version of the companion"
                 )
             time.sleep(0.1)

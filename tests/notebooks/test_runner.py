@@ -186,6 +186,12 @@ def test_an_unknown_parameter_stops_it_before_anything_runs(project, tmp_path, m
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_notebook_that_is_not_there_is_told(project, tmp_path):
+    with pytest.raises(CompanionError, match=r"There is no notebook nope\.ipynb: expected the path of one"):
+        execute.execute(Path("nope.ipynb"), tmp_path / "out.ipynb", {})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_notebook_whose_prerequisites_cannot_be_written_does_not_count_as_executed(project, tmp_path, monkeypatch):
     def full(path, content):
         raise CompanionError("The disk is full.")

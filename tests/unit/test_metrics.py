@@ -233,7 +233,8 @@ def test_statistics_are_taken_in_single_precision_at_least(kind):
     ("train", "labels", "test", "expected"),
     [
         (torch.full((4, 3), torch.nan), torch.arange(4) % 2, torch.ones(2, 3), "train has NaN"),
-        (torch.ones(4, 3), torch.arange(3) % 2, torch.ones(2, 3), r"y has shape \(3,\)"),
+        (torch.ones(4, 3), torch.arange(3) % 2, torch.ones(2, 3), r"labels has shape \(3,\)"),
+        (torch.ones(4, 3), torch.arange(4) % 2, torch.ones(3, 3), r"test_labels has shape \(2,\)"),
         (torch.ones(4, 3), torch.arange(4) % 2, torch.ones(2, 4), r"train has shape \(4, 3\) and test \(2, 4\)"),
     ],
 )

@@ -49,7 +49,9 @@ class Clip(Settings):
             if not isinstance(getattr(self, name), bool):
                 raise CompanionError(f"{name} is {getattr(self, name)!r}: expected True or False.")
         if self.within_view and self.loss not in WITHIN_VIEW:
-            raise CompanionError(f"within_view makes no difference to {self.loss!r}: it is for clip, siglip.")
+            raise CompanionError(
+                f"within_view makes no difference to {self.loss!r}: it is for {', '.join(WITHIN_VIEW)}."
+            )
         if self.dropout == 1:
             raise CompanionError("dropout is 1.0: expected less, or nothing is left of an image.")
 

@@ -98,6 +98,8 @@ class Contrastive(Settings):
 
 
 class ContrastiveMethod(Method):
+    """What :class:`Contrastive` describes: an encoder with one projector or two, trained on two views by its loss."""
+
     def __init__(self, settings: Contrastive, config, split):
         super().__init__(encoders.build(config, channels(split), heads=settings.heads))
         if settings.known_classes and int(split.labels.min()) < 0:

@@ -48,6 +48,8 @@ class Labelled(Settings):
 
 
 class LabelledMethod(Method):
+    """What :class:`Labelled` describes: an encoder with its projector, trained by a loss of embeddings and labels."""
+
     static = False  # how many positive pairs there are depends on the labels
     votes = True
 

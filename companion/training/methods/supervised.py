@@ -30,6 +30,8 @@ class Supervised(Settings):
 
 
 class SupervisedMethod(Method):
+    """What :class:`Supervised` describes: an encoder with a linear classifier, trained by cross entropy."""
+
     def __init__(self, config, split):
         super().__init__(encoders.build(config, channels(split)))
         if world() > 1:  # data-parallel training waits for the gradient of all that asks for one
