@@ -39,7 +39,7 @@ def contrastive_margin(z: Tensor, y: Tensor, *, margin: float, similarity=cosine
 
 @loss(margin=not_negative)
 def triplet(z: Tensor, y: Tensor, *, margin: float, similarity=cosine) -> Tensor:
-    """Triplet loss (Schroff et al. 2015, Eq. 2): max(0, s⁻ - s⁺ + margin) over all triplets of anchor, s⁺ and s⁻.
+    """Triplet loss (Schroff et al. 2015, Section 3.1): max(0, s⁻ - s⁺ + margin) over all triplets of anchor, s⁺ and s⁻.
 
     Args:
         z: (n, d) embeddings.
