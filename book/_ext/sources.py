@@ -121,14 +121,15 @@ class Sources(SphinxDirective):
         lines = []
         for source in yaml.safe_load(path.read_text())["references"]:
             names = ", ".join(f"{a['given-names'][0]}. {a['family-names']}" for a in source["authors"])
-            (arxiv,) = (i["value"].removeprefix("arXiv:") for i in source["identifiers"])
+            arxiv = [i["value"].removeprefix("arXiv:") for i in source.get("identifiers", [])]
+            link = f"[arXiv:{arxiv[0]}](https://arxiv.org/abs/{arxiv[0]})" if arxiv else f"<{source['url']}>"
             where = f" {source['collection-title']}," if "collection-title" in source else ""
             notes = f" {source['notes']}" if "notes" in source else ""
             key = source["authors"][0]["family-names"].lower() + str(source["year"])
             title = source["title"].rstrip(".")
             lines += [
                 f"({key})=",
-                f"- {names}. *{title}.*{where} {source['year']}, [arXiv:{arxiv}](https://arxiv.org/abs/{arxiv}).{notes}",
+                f"- {names}. *{title}.*{where} {source['year']}, {link}.{notes}",
                 "",
             ]
         box = nodes.Element()

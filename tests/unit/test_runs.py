@@ -220,7 +220,8 @@ def test_a_baseline_takes_the_penalty_that_suits_the_validation_images(images, m
         100.0: (0, 80),
     }  # penalty → validation and test images classified correctly
 
-    def stub(features, labels, validation, test, *, C, normalise):
+    def stub(features, labels, validation, test, *, C, normalise, newton):
+        assert newton
         assert not normalise
         return [np.arange(len(s[1])) < count for s, count in zip((validation, test), right[C], strict=True)]
 
@@ -234,7 +235,7 @@ def test_a_baseline_without_images_held_out_takes_scikit_learns_penalty(images, 
     monkeypatch.setattr(probe, "linear_probe", lambda *_, **options: asked.append(options) or [np.ones(80, dtype=bool)])
     nothing = Data(images.train, images.validation[:0], images.test, "x")
     runs.measure(Fixed(), CONFIG.replace(encoder="colour_moments"), nothing)
-    assert asked == [{"normalise": False}]
+    assert asked == [{"normalise": False, "newton": True}]  # few features
 
 
 def test_the_probe_of_an_encoder_is_scikit_learns_on_features_of_length_one(images):
