@@ -110,7 +110,8 @@ NAMES = tuple(_PROFILES)
 
 
 def named(name: str) -> Profile:
-    """A profile as it is, whether or not its device is here; a :class:`CompanionError` for an unknown name."""
+    """A profile as it is, whether or not its device is here; raises
+    :class:`~companion.errors.CompanionError` for an unknown name."""
     return _PROFILES[choose(name, NAMES, "profile")]
 
 
