@@ -40,7 +40,7 @@ FONT = paths.ROOT / "book" / "_static"  # whose font for formulas the slides tak
 TEMPLATE = Path(__file__).parent / "slides.html.j2"
 
 TABLE_LINES, TABLE_LINE = 15, 92
-PARTS = 6  # of a figure, at most
+PARTS = 4  # of a figure, at most, but for strips of rows, each of which stands for itself
 ROWS = 8  # of a forest plot, on a slide
 TABLE_SLIDES = 3  # a longer table is for reading, not for showing
 LOW = 0.55  # height / width up to which a figure leaves room for a sentence below it
@@ -128,7 +128,7 @@ def figure(deck: Deck, data: bytes, kind: str, alt: str) -> None:
     if not strips:
         found = pieces.cut(data) if kind == "png" else [(data, LOW)]
         parts = [(part, ratio, alt) for part, ratio in found]
-    if len(parts) > PARTS:
+    if not strips and len(parts) > PARTS:
         deck.last.notes.append("<p>(A figure that is too high for slides: see the notebook.)</p>")
         return
     for number, (piece, ratio, words) in enumerate(parts, start=1):

@@ -424,13 +424,21 @@ def test_the_text_of_a_figure_may_hold_any_letter():
     assert 'alt="Of &quot;a&quot; &amp; &lt;b&gt;"' in below.blocks[0]
 
 
-@pytest.mark.parametrize(("parts", "shown"), [(1, 1), (6, 6), (7, 0)])
-def test_a_figure_has_up_to_six_parts_each_with_its_number(monkeypatch, parts, shown):
+@pytest.mark.parametrize(("parts", "shown"), [(1, 1), (4, 4), (5, 0)])
+def test_a_figure_has_up_to_four_parts_each_with_its_number(monkeypatch, parts, shown):
     monkeypatch.setattr(pieces, "cut", lambda data: [(data, 0.5)] * parts)
     ((heading, *below),) = deck(SAID, shows(figure(alt="A figure")))
     found = [re.search('alt="(.*?)"', slide.blocks[0])[1] for slide in below]
     assert found == (["A figure"] if parts == 1 else [f"A figure (part {k} of {parts})" for k in range(1, shown + 1)])
     assert ("too high for slides" in words([heading])) == (not shown)
+
+
+def test_a_plot_of_rows_may_have_more_strips(monkeypatch):
+    monkeypatch.setattr(pieces, "strips", lambda data, alt, most: [(data, f"Strip {k}") for k in range(7)])
+    ((_, *below),) = deck(SAID, shows(figure(alt="A figure")))
+    assert [re.search('alt="(.*?)"', slide.blocks[0])[1] for slide in below] == [
+        f"Strip {k} (part {k + 1} of 7)" for k in range(7)
+    ]
 
 
 def test_an_animation_and_what_the_code_says_in_words_are_shown_too():
