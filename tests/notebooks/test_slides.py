@@ -487,6 +487,17 @@ def test_a_slide_has_thirteen_lines_of_a_table_three_slides_at_most_and_no_wide_
     assert ("see the notebook" in words([heading])) == (not shown)
 
 
+def test_the_sentence_before_a_table_of_several_slides_stands_on_the_first():
+    ((_, *below),) = deck(f"{SAID}\n\nSide by side:", small_table(30))
+    assert ["Side by side:" in slide.blocks[0] for slide in below] == [True, False, False]
+
+
+def test_what_stands_before_the_title_is_left_out():
+    made = slides.deck_of(v4.new_notebook(cells=[v4.new_markdown_cell("A badge.\n\n# 01 · Small")]), paths.ROOT, set())
+    (((slide,),),) = (made.stacks,)
+    assert (slide.title, slide.blocks, "badge" in "".join(slide.notes)) == ("01 · Small", [], False)
+
+
 def test_a_header_without_text_is_no_header():
     assert pieces.rows_of(f"<table>{HEAD}<tbody></tbody></table>", 92)[0].startswith("<tr><td></td><th>a</th>")
 

@@ -78,6 +78,13 @@ def test_an_image_that_no_crop_fits_is_cut_to_the_nearest_ratio(height, width, c
     assert abs(left - (width - w) / 2) <= 0.5
 
 
+def test_a_crop_may_be_as_small_as_a_pixel():
+    uniform = lambda *shape, low=0.0, high=1.0: torch.full(shape, low)  # noqa: E731
+    found = [x.item() for x in augment.draw_crops(1, 4, 4, 0.05, uniform)]
+    _, _, *theirs = RandomResizedCrop.get_params(torch.empty(3, 4, 4), (0.05, 0.05), (3 / 4, 3 / 4))
+    assert found == [0, 0, *theirs] == [0, 0, 1, 1]
+
+
 PARAMETERS = {"brightness": (0.6, 1.4), "contrast": (0.6, 1.4), "saturation": (0.0, 1.8)}
 
 

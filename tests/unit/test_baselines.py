@@ -8,9 +8,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import PolynomialFeatures
 
-from companion import training
-from companion.training import Contrastive, Labelled, SimCLR, Supervised, baselines, run, runs, sweep, table
+from companion import paths, training
+from companion.training import Contrastive, Labelled, SimCLR, Supervised, baselines, recorded, run, runs, sweep, table
 from companion.training.baselines import BATCH_SIZE
+from companion.training.config import from_json
 from companion.training.data import Data, Split
 
 NAMES = ("pixels", "colours", "untrained", "supervised")
@@ -66,6 +67,15 @@ def test_what_makes_a_difference_to_a_baseline_gives_another_one(tiny, changes, 
 def test_the_batch_of_the_encoder_with_labels_never_exceeds_the_images(tiny):
     assert baselines(tiny.replace(n_train=40, batch_size=16))["supervised"].batch_size == 40
     assert baselines(tiny.replace(n_train=4000, batch_size=1024))["supervised"].batch_size == BATCH_SIZE
+
+
+@pytest.mark.parametrize("folder", ["cpu", "gpu-cifar10-jpeg"])
+def test_the_baselines_of_recorded_runs_are_those_that_were_recorded_with_them(folder):
+    rows = recorded.read(paths.reference() / folder / "runs.csv")
+    known = {from_json(text) for text in rows["config"]}
+    beside = {config for run_ in known if run_.epochs for config in baselines(run_).values()}
+    assert len(beside) > 4
+    assert beside <= known
 
 
 def test_the_untrained_network_is_the_one_that_the_run_starts_from(quick, results):

@@ -70,6 +70,19 @@ def test_verdict_compares_interval_and_range(low, high, expected):
     assert ledger.verdict(claim(), Observed((low + high) / 2, low, high, 3)) == expected
 
 
+@pytest.mark.parametrize(
+    ("id", "verdict", "fate"),
+    [("accuracy", "reproduced", "taken over"), ("accuracy", NOT_LEARNT, "taken over"),
+     ("accuracy", "inconclusive", "its verdict is 'inconclusive'"), ("trained", "reproduced", "taken over"),
+     ("trained", NOT_LEARNT, "its verdict is 'networks did not learn enough here'")],
+)  # fmt: skip
+def test_only_of_a_claim_about_accuracy_networks_that_did_not_learn_are_taken_over(book, id, verdict, fate):
+    record = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 3, "runs": ["a"], "verdict": verdict}
+    assert ledger_module.take_over({id: record}, "cpu", {"a"})[id].startswith(fate)
+    path = paths.reference() / "cpu" / "claims.json"
+    assert ledger_module.read(path) == ({id: record} if fate == "taken over" else {})
+
+
 def test_over_seeds_is_the_t_interval():
     values = [0.1, 0.4, 0.25, 0.3]
     found = over_seeds(values)

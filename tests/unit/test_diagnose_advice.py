@@ -1,6 +1,8 @@
 """What a reading suggests: each finding where it is known to be there, and none where nothing is wrong."""
 
+import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -57,6 +59,33 @@ def test_every_finding_is_made_where_it_is_there(case):
     assert len(found) == len(expected)
     for sentence, start in zip(found, expected, strict=True):
         assert sentence.startswith(start)
+
+
+SOUND = diagnose(*random(500, 16))
+EVEN = 1 / math.sqrt(16)  # the standard deviation of negatives that are spread evenly over 16 dimensions
+THRESHOLDS = {  # how a finding begins → what a number changes of a reading, the threshold, and on which side it is made
+    "Positive pairs are weakly": (lambda x: {"positive": SOUND.positive._replace(mean=x)}, math.cos(math.pi / 3), -1),
+    "The embeddings lie in a cone": (lambda x: {"negative": SOUND.negative._replace(mean=x)}, 0.1, 1),
+    "The negatives scatter": (lambda x: {"negative": SOUND.negative._replace(std=x)}, 2 * EVEN, 1),
+    "Modality gap": (lambda x: {"gap": x, "gap_share": 0.5}, 0.1, 1),
+    "Modality gap: the": (lambda x: {"gap": 0.1, "gap_share": x}, 0.5, 1),
+    "Excessive separation": (lambda x: {"bound": x}, 0.99, -1),
+    "Dimensional collapse": (lambda x: {"u": SOUND.u._replace(energy_dimensions=round(x))}, 8, -1e9),
+    "Positive pairs are no more": (
+        lambda x: {"positive": SOUND.positive._replace(mean=SOUND.negative.mean + x, std=1.0)}, 3 / math.sqrt(500), -1
+    ),
+    "The embeddings have collapsed": (
+        lambda x: {name: SOUND.negative._replace(mean=x) for name in ("within_u", "within_v", "negative")}, 0.99, 1
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("start", THRESHOLDS)
+def test_a_finding_is_made_from_its_threshold_on(start):
+    of, threshold, beyond = THRESHOLDS[start]
+    for number, expected in ((threshold - 1e-9 * beyond, False), (threshold + 1e-9 * beyond, True)):
+        found = advice(dataclasses.replace(SOUND, **of(number)))
+        assert any(item.finding.startswith(start) for item in found) == expected, number
 
 
 def test_the_phase_of_siglip_is_a_finding_unless_it_is_the_aligned_one():

@@ -1,6 +1,7 @@
 """Bad input to a reading, each told to the person who gave it; files; the program."""
 
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from companion import theory
-from companion.diagnose import diagnose, files, load, log_similarities, page
+from companion.diagnose import diagnose, figures, files, load, log_similarities, page
 from companion.diagnose.__main__ import main
 from companion.errors import CompanionError, MissingExtraError
 
@@ -136,7 +137,8 @@ class Code:
      ("empty.npy", "empty.npy cannot be read"), ("short.npy", "short.npy cannot be read"),
      ("short.pt", "short.pt cannot be read"), ("objects.npy", "objects.npy cannot be read .* Python objects are not"),
      ("packed.npz:u", "packed.npz cannot be read"), ("open.npy", "open.npy cannot be read"),
-     ("pickle.pt", "pickle.pt cannot be read"),
+     ("pickle.pt", "pickle.pt cannot be read"), ("code.npy", "code.npy cannot be read .* Python objects are not"),
+     ("code.npz", "code.npz cannot be read .* Python objects are not"),
      ("objects.npz", "objects.npz cannot be read"), ("objects.pt", "objects.pt cannot be read .* Python objects")],
 )  # fmt: skip
 def test_a_file_that_cannot_be_read_is_told_and_runs_nothing(folder, where, expected, monkeypatch):
@@ -146,6 +148,8 @@ def test_a_file_that_cannot_be_read_is_told_and_runs_nothing(folder, where, expe
     np.savez("empty.npz")
     np.savez("objects.npz", u=np.array([Code()], dtype=object))
     np.save("objects.npy", np.array([Code()], dtype=object))
+    for suffix in ("npy", "npz"):
+        (folder / f"code.{suffix}").write_bytes(pickle.dumps(Code()))  # no array, which NumPy would run
     for suffix in ("npy", "npz", "pt"):
         (folder / f"text.{suffix}").write_text("no array")
     (folder / "empty.npy").touch()
@@ -210,6 +214,29 @@ def test_the_program_prints_a_table_and_writes_a_page_that_loads_nothing(folder)
     assert not re.search("#0[0-9a-f]0[0-9a-f]0[0-9a-f]", text)  # every placeholder has become a colour of the page
     assert str(folder) not in text
     assert sorted(path.name for path in (folder / "new").iterdir()) == ["page.html"]
+
+
+def test_what_is_drawn_lies_within_named_axes_and_its_text_says_whether_the_bound_binds():
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    r, a = diagnose(U, V), Figure().subplots(3)
+    figures._histograms(a[0], r)
+    cosines = torch.nn.functional.normalize(U) @ torch.nn.functional.normalize(V).T
+    low, high = a[0].get_xlim()
+    assert cosines.min() - 0.05 < low <= cosines.min()
+    assert cosines.max() <= high < cosines.max() + 0.05
+    figures._spectrum(a[1], r)
+    assert f"the sharp bound of Theorem 5.2 allows {r.bound:.3f} at most" in figures._plane(a[2], r)
+    assert a[2].get_xlim() == pytest.approx((min(r.simplex - 0.25, r.negative.mean - 0.1), r.simplex + 0.25))
+    assert a[2].get_ylim()[0] < r.positive.mean < a[2].get_ylim()[1] < 1.1
+    assert [(x.get_xlabel(), x.get_ylabel()) for x in a] == [
+        ("cosine similarity", "density"), ("number of the singular value", "singular value / √n"),
+        ("mean negative", "mean positive"),
+    ]  # fmt: skip
+    r = diagnose(U, U)  # of which no mean negative lies below -1/(n-1)
+    assert 1 < r.bound < 2
+    assert "the sharp bound of Theorem 5.2 does not bind here" in figures._plane(a[2], r)
 
 
 def test_without_a_page_the_table_is_all(folder, monkeypatch, capsys):

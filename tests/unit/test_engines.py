@@ -9,6 +9,7 @@ import time
 import types
 from concurrent.futures import ThreadPoolExecutor
 
+import joblib
 import pytest
 import torch
 
@@ -71,6 +72,12 @@ def test_what_cannot_be_meant_is_told_before_anything_is_trained(quick, results,
     with pytest.raises(CompanionError, match=told):
         sweep([quick])
     assert not (results / "runs").exists()
+
+
+@pytest.mark.parametrize("gpus", [0, 0.0001, 0.5, 1, 2, 3])
+def test_a_run_may_take_a_part_of_a_gpu_or_any_number_of_them(ask, gpus):
+    ask(engine="ray", gpus=str(gpus))
+    assert engines.chosen() == engines.Engine("ray", "", gpus)
 
 
 @pytest.mark.parametrize("name", ["ray", "dask"])
@@ -175,6 +182,37 @@ def test_every_run_goes_to_the_cluster_with_what_it_takes(quick, ask, cluster, n
     assert cluster == [(1, 0.5)] * number
     sweep(configs)
     assert len(cluster) == number  # what is stored asks no cluster
+
+
+def test_a_run_takes_a_gpu_where_one_of_the_machines_has_one(quick, ask, cluster, monkeypatch):
+    whole = engines._ray
+
+    @contextlib.contextmanager
+    def of_two(*arguments):
+        with whole(*arguments) as (submit, machines):
+            yield submit, [{"CPU": 2}, *machines]
+
+    monkeypatch.setattr(engines, "_ray", of_two)
+    ask(engine="ray")
+    with engines.chosen().cluster([quick.replace(accelerator="auto")], None) as (parallel, room):
+        parallel([joblib.delayed(abs)(1)])
+    assert (cluster, room) == ([(1, 1)], 1)
+
+
+def test_ray_on_this_machine_tells_its_makers_nothing(quick, ask, monkeypatch):
+    told = []
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "")
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED")  # what is set from here on is undone
+
+    def started(**options):
+        told.append((os.environ.get("RAY_USAGE_STATS_ENABLED"), options["address"], options["include_dashboard"]))
+        raise CompanionError("started")
+
+    monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace(is_initialized=lambda: False, init=started))
+    ask(engine="ray")
+    with pytest.raises(CompanionError, match=r"^started"):
+        sweep([quick])
+    assert told == [("0", "local", False)]
 
 
 def test_a_run_for_which_no_machine_has_room_is_told(quick, results, ask, cluster):

@@ -117,6 +117,7 @@ def test_bad_labels(name, y, message):
         (lambda: losses.triplet(U, LABELS, margin=-1), "margin is -1"),
         (lambda: losses.info_nce(U, V, temperature=0.1, queue=U[:, :3]), r"expected \(k, 4\)"),
         (lambda: losses.info_nce(U, V, temperature=0.1, queue=spoiled(math.nan)), "queue has NaN"),
+        (lambda: losses.info_nce(U, V, temperature=0.1, queue=U[:0]), "queue has 0 rows: expected at least 1"),
         (lambda: losses.nt_xent(U, V, temperature=0.1, similarity="cosine"), "similarity is 'cosine'"),
         (lambda: losses.LogitScale(initial=-1), "initial is -1"),
         (lambda: losses.LogitScale(200.0), "initial is 200.0: expected at most `largest`, 100"),
@@ -354,6 +355,30 @@ def test_positives_and_negatives_come_from_the_same_matrix_of_a_similarity_of_on
     by_hand = torch.nn.functional.softplus(-(3 * matrix.diagonal() - 1)).mean()
     by_hand += torch.nn.functional.softplus(3 * off_diagonal(matrix) - 1).sum() / 6
     torch.testing.assert_close(losses.siglip(u, v, scale=3.0, bias=-1.0, similarity=_centred), by_hand)
+
+
+def test_the_first_view_comes_first_in_a_similarity_that_is_not_symmetric():
+    def one_way(a, b):
+        return a @ b.roll(1, dims=1).T
+
+    u, v = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrix = one_way(u, v)
+    positives, negatives = matrix.diagonal() / 0.5, off_diagonal(matrix) / 0.5
+    within = [(off_diagonal(one_way(z, z)) / 0.5).logsumexp(dim=1) for z in (u, v)]
+    one = (matrix / 0.5).logsumexp(dim=1) - positives
+    other = (matrix / 0.5).logsumexp(dim=0) - positives
+    softplus, mean = torch.nn.functional.softplus, matrix.diagonal().mean()
+    expected = {
+        "info_nce": ({"temperature": 0.5}, one.mean()),
+        "clip": ({"temperature": 0.5}, (one + other).mean() / 2),
+        "hard_contrastive": ({"temperature": 0.5, "keep": 5}, one.mean()),  # all of them
+        "dhel": ({"temperature": 0.5}, (sum(within) / 2 - positives).mean()),
+        "simple": ({"weight": 0.3}, 0.3 * off_diagonal(matrix).sum() / 6 - mean),
+        "spectral": ({}, off_diagonal(matrix).square().mean() - mean),
+        "siglip": ({"scale": 2.0, "bias": 0.0}, softplus(-positives).mean() + softplus(negatives).sum() / 6),
+    }
+    for name, (given, by_hand) in expected.items():
+        torch.testing.assert_close(getattr(losses, name)(u, v, similarity=one_way, **given), by_hand, msg=name)
 
 
 def test_a_similarity_that_draws_or_looks_at_values_is_taken():

@@ -92,6 +92,11 @@ def test_what_is_merged_is_what_would_have_been_recorded_there(there, here, trai
     assert json.loads((here / "gpu" / "claims.json").read_text()) == json.loads((there / "gpu/claims.json").read_text())
 
 
+def test_what_is_no_folder_is_no_run(there, here):
+    (there / "runs" / "notes.txt").write_text("mine")
+    assert "Refused" not in merge.merge(str(there), "gpu")
+
+
 def test_a_history_is_that_of_the_run(there, here):
     merge.merge(str(there), "gpu")
     histories = pd.read_csv(here / "gpu" / "histories.csv")

@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -318,6 +319,16 @@ def test_makefile_and_package_agree(monkeypatch):
         text = makefile + "\nwhere:\n\t@echo $(folder)\n"
         done = subprocess.run(command, input=text, cwd=paths.ROOT, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == f"results/{profiles.load(name, dataset=dataset, seed=seed).folder}"
+
+
+@pytest.mark.parametrize("name", sorted({*re.findall(r"-m (companion[\w.]*)", (paths.ROOT / "Makefile").read_text())}))
+def test_what_make_starts_is_a_program(name, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["program", "--help"])
+    monkeypatch.delitem(sys.modules, name, raising=False)  # runpy warns of what is imported already
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module(name, run_name="__main__")
+    assert not left.value.code
+    assert capsys.readouterr().out.startswith("usage: ")
 
 
 @pytest.mark.parametrize(

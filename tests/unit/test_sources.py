@@ -65,6 +65,25 @@ def test_each_image_comes_once_an_epoch_with_its_label_and_two_views_of_it(split
         assert not torch.equal(batch.first, batch.second)
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "world", "expected"),
+    [(32, 1, [1024, 1024, 32]), (512, 1, [1024, 1024]), (205, 1, [820, 820, 410]), (2000, 1, [2000]),
+     (1024, 2, [1024])],
+)  # fmt: skip
+def test_views_are_drawn_for_the_whole_batches_of_1024_images_at_once_or_for_one(batch_size, world, expected):
+    """Other chunks have other draws, and no recorded run would repeat."""
+    seen = []
+
+    def augmentation(images, draws):
+        seen.append(len(images))
+        return images.float()
+
+    split = Split(torch.zeros(2100, 1, 1, 1, dtype=torch.uint8), torch.arange(2100))
+    batches = list(views(split, batch_size, augmentation=augmentation, world=world).batches(0))
+    assert seen == [size for size in expected for _ in range(2)]  # two views of each
+    assert sum(len(batch.labels) for batch in batches) == sum(expected)
+
+
 def test_what_is_left_over_changes_from_epoch_to_epoch(split):
     source = views(split)
     dropped = {tuple(sorted(set(range(N)) - set(joined(labels(source, epoch))))) for epoch in range(5)}

@@ -269,6 +269,7 @@ def test_a_bad_combination_is_found_wherever_in_the_grid():
         {"method": "sgd"},
         {"partition": "random"},
         {"partition": "reshuffled"},
+        {"d": 0},
         {"steps": 0},
         {"seeds": ()},
         {"seeds": "0"},
