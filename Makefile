@@ -24,7 +24,7 @@ VENV      ?= .venv
 PYTHON    ?= python3
 PORT      ?= 8000
 
-PROFILES := smoke cpu gpu paper reference
+PROFILES := smoke cpu gpu paper reference long
 SHELL    := /bin/bash
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DEFAULT_GOAL := help
@@ -45,7 +45,7 @@ profile := $(or $(filter-out auto,$(PROFILE)),$(shell nvidia-smi --query-gpu=mem
 
 # What overrides a profile's own settings goes to a results folder of its own (companion.course.profiles names it).
 slug   := $(shell printf '%s' $(call quoted,$(DATASET)) | sed 's|^imagefolder:||; s|/*$$||; s|.*/||' | tr 'A-Z' 'a-z' | tr -sc 'a-z0-9' '-' | sed 's/^-//; s/-$$//')
-folder := results/$(profile:reference=reference/cpu)$(if $(slug),-$(slug))$(if $(filter-out 0,$(SEED)),-seed$(SEED))
+folder := results/$(patsubst long,reference/cpu-long,$(profile:reference=reference/cpu))$(if $(slug),-$(slug))$(if $(filter-out 0,$(SEED)),-seed$(SEED))
 
 all    := $(sort $(basename $(notdir $(wildcard notebooks/*.ipynb))))
 ledger := companion/ledger/claims.yaml

@@ -115,7 +115,7 @@ def _how(profile) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Say what notebooks will cost; train nothing, write nothing.")
     parser.add_argument("notebooks", type=Path, nargs="+")
-    parser.add_argument("--profile", default="auto", help="smoke, cpu, gpu, paper, reference, or auto")
+    parser.add_argument("--profile", default="auto", help="smoke, cpu, gpu, paper, reference, long, or auto")
     parser.add_argument("--dataset", default="", help="a data set in place of the profile's own")
     parser.add_argument("--seed", type=int, default=0, help="added to every seed of the profile")
     arguments = parser.parse_args()

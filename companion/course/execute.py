@@ -109,7 +109,7 @@ def normalise(path: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Execute one notebook headlessly.")
     parser.add_argument("notebook", type=Path)
-    parser.add_argument("--profile", default="auto", help="smoke, cpu, gpu, paper, reference, or auto")
+    parser.add_argument("--profile", default="auto", help="smoke, cpu, gpu, paper, reference, long, or auto")
     parser.add_argument("--dataset", default="", help="a data set in place of the profile's own")
     parser.add_argument("--seed", type=int, default=0, help="added to every seed of the profile")
     parser.add_argument("--out", type=Path, help="where to write; default: results/<profile>/notebooks/")
@@ -128,7 +128,7 @@ def main() -> int:
             parameters = {"PROFILE": profile.name, "DATASET": arguments.dataset, "SEED": arguments.seed}
         print(f"{name} …", flush=True)
         used = execute(arguments.notebook, out, parameters)
-        if not arguments.freeze and profile.name == "reference":
+        if not arguments.freeze and profile.records:
             from companion.training.config import EMOJI  # torch takes seconds, and no other profile needs it here
             from companion.training.recorded import record
             from companion.training.runs import stored

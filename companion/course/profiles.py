@@ -25,9 +25,9 @@ class Profile:
     augmentation: dict = field(default_factory=dict)  #: the same of SimCLR's augmentation
     seeds: tuple[int, ...] = (0, 1, 2)
     small_batch: int = 32  #: m of the sweeps over other settings
-    tests_as: str = ""  #: the profile whose claims and grids it takes; itself, but for the recorded reference
-    tag: str = ""  #: set when the user overrides the data set or the seed: no verdict is expected then
-    data_tag: str = ""  #: the part of it that names the data set
+    tests_as: str = ""  #: the profile whose claims and grids it takes; itself, but for one that records
+    tag: str = ""  #: set where data set, seed or length are not those of the claims: no verdict is expected then
+    data_tag: str = ""  #: the part of it that names the images: another data set, or how long they are trained on
 
     def __post_init__(self):
         object.__setattr__(self, "tests_as", self.tests_as or self.name)
@@ -42,8 +42,7 @@ class Profile:
     @property
     def folder(self) -> str:
         """Name of the results folder: results of different settings never mix."""
-        own = f"reference/{self.tests_as}" if self.name == "reference" else self.name
-        return own + self.tag
+        return (f"reference/{self.tests_as}" if self.records else self.name) + self.tag
 
     @property
     def recorded(self) -> str:
@@ -51,9 +50,15 @@ class Profile:
         return self.tests_as + self.data_tag
 
     @property
+    def records(self) -> bool:
+        """Whether its runs are to be recorded, for another profile to show beside its own."""
+        return self.tests_as != self.name
+
+    @property
     def second(self) -> bool:
-        """Whether this is the recorded reference on another data set, where the ends of every grid are enough."""
-        return self.name == "reference" and bool(self.tag)
+        """Whether it records on other images or longer than the profile it records for, where the ends of every grid
+        are enough."""
+        return self.records and bool(self.tag)
 
     def config(self, **changes) -> Config:
         """The profile's base :class:`~companion.training.Config` with some values changed."""
@@ -66,7 +71,8 @@ class Profile:
     def pick(self, **grids):
         """The grid that a notebook made for this profile: ``pick(smoke=…, cpu=…, gpu=…, paper=…, second=…)``.
 
-        The recorded reference takes ``reference`` where there is one, else ``cpu``; on another data set ``second``.
+        The recorded reference takes ``reference`` where there is one, else ``cpu``; on another data set, and ``long``,
+        ``second``.
 
         Raises:
             CompanionError: if the notebook has none for it.
@@ -105,6 +111,12 @@ _PROFILES = {
     ),
     # The experiments of `cpu` with more seeds, other ones: what `make reference` records.
     "reference": Profile(name="reference", seeds=tuple(range(100, 110)), tests_as="cpu"),
+    # The same on all embedded images that are not for testing, at their own size, five times as long: the networks see
+    # more than colours then. Nothing chosen for `cpu` is chosen anew.
+    "long": Profile(
+        name="long", settings={"image_size": 32, "n_train": 6000, "epochs": 40}, seeds=tuple(range(100, 110)),
+        tests_as="cpu", tag="-long", data_tag="-long",
+    ),
 }
 NAMES = tuple(_PROFILES)
 
@@ -119,7 +131,7 @@ def load(name: str = "auto", *, dataset: str = "", seed: int = 0) -> Profile:
     """Return a profile's settings.
 
     Args:
-        name: ``smoke``, ``cpu``, ``gpu``, ``paper``, ``reference``, or ``auto``: the environment variable
+        name: ``smoke``, ``cpu``, ``gpu``, ``paper``, ``reference``, ``long``, or ``auto``: the environment variable
             ``CONTRASTIVE_PROFILE`` if it is set, else ``gpu`` on a GPU of ``DATA_CENTRE`` GiB or more, else ``cpu``,
             which takes minutes and downloads nothing.
         dataset: a data set to use in place of the profile's own.
@@ -137,7 +149,7 @@ def load(name: str = "auto", *, dataset: str = "", seed: int = 0) -> Profile:
             f"Profile {name!r} needs a CUDA device and torch sees none: install a CUDA build, or use PROFILE=cpu."
         )
     whole(seed, "seed", least=0)
-    seeds, data_tag = tuple(s + seed for s in profile.seeds), ""
+    seeds, data_tag = tuple(s + seed for s in profile.seeds), profile.data_tag
     if dataset == "emoji":
         raise CompanionError(
             "DATASET is 'emoji', whose concepts every seed splits anew, so that no two runs could be compared as the "
@@ -146,7 +158,7 @@ def load(name: str = "auto", *, dataset: str = "", seed: int = 0) -> Profile:
     if dataset:
         profile = replace(profile, settings=profile.settings | {"dataset": dataset})
         profile.config()  # an unknown data set is told here
-        data_tag = "-" + slug(dataset)
+        data_tag += "-" + slug(dataset)
     tag = data_tag + (f"-seed{seed}" if seed else "")
     return replace(profile, seeds=seeds, tag=tag, data_tag=data_tag)
 
