@@ -89,15 +89,17 @@ class Merge:
     """
 
     def __init__(self, folder: str):
-        name, _, self.images = folder.partition("-")
-        if name not in ("cpu", "gpu", "paper") or not re.fullmatch("[a-z]+(-[a-z0-9]+)*", folder):
+        found = re.fullmatch("(cpu-long|cpu|gpu|paper)(-[a-z0-9]+)*", folder)
+        if not found:
             raise CompanionError(
-                f"INTO is {folder!r}: expected cpu, gpu or paper, and for another data set its name with it, as in "
-                "gpu-cifar10-jpeg."
+                f"INTO is {folder!r}: expected cpu, cpu-long, gpu or paper, and for another data set its name with it, "
+                "as in gpu-cifar10-jpeg."
             )
-        self.folder, self.profile = folder, profiles.named(name)
+        self.folder, self.profile = folder, profiles.named(found[1].removeprefix("cpu-"))
+        self.images = folder[len(found[1]) + 1 :]
         # Where a profile has a recorded reference, recorded runs have other seeds than its notebooks'.
-        self.referenced = any(p.tests_as == name != p.name for p in map(profiles.named, profiles.NAMES))
+        others = (profiles.named(name) for name in profiles.NAMES if name != self.profile.name)
+        self.referenced = any(p.recorded == self.profile.recorded for p in others)
         self.path = paths.reference() / folder / "runs.csv"
         self.before = self.after = _rows(self.path)
         identities = sorted(set(self.before.get("data", [])) - {EMOJI})
@@ -120,7 +122,8 @@ class Merge:
                 self.refused[path.name] = _of_another(error).replace(f"{path} is", "it is").rstrip(".")
             except RecursionError:
                 self.refused[path.name] = "one of its files is nested too deeply to be read"
-        if self.sound and not len(self.before) and not self.referenced:
+        apart = "reference" if self.referenced or self.profile.records else ""  # where what is recorded is written
+        if self.sound and not len(self.before) and not apart:
             begin_histories(self.path)
         self.other = _differing(self.sound, self.before)
         agreeing = [run for key, run in self.sound.items() if key not in self.other]
@@ -129,7 +132,7 @@ class Merge:
         self.after = _rows(self.path)
         self.other = _differing(self.sound, self.after)
         try:
-            found = read_claims(source / ("reference" if self.referenced else "") / self.folder / "claims.json")
+            found = read_claims(source / apart / self.folder / "claims.json")
         except CompanionError as error:
             found, self.unread = {}, f"No claim was taken over: {_of_another(error)}"
         self.claims = take_over(found, self.folder, set(self.after.index) - set(self.other))

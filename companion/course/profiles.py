@@ -114,8 +114,12 @@ _PROFILES = {
     # The same on all embedded images that are not for testing, at their own size, five times as long: the networks see
     # more than colours then. Nothing chosen for `cpu` is chosen anew.
     "long": Profile(
-        name="long", settings={"image_size": 32, "n_train": 6000, "epochs": 40}, seeds=tuple(range(100, 110)),
-        tests_as="cpu", tag="-long", data_tag="-long",
+        name="long",
+        settings={"image_size": 32, "n_train": 6000, "epochs": 40},
+        seeds=tuple(range(100, 110)),
+        tests_as="cpu",
+        tag="-long",
+        data_tag="-long",
     ),
 }
 NAMES = tuple(_PROFILES)

@@ -48,6 +48,7 @@ class Claim:
     published: str = ""
     provenance: str = "paper"
     prediction: str = ""
+    longer: str = ""
     found: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -59,6 +60,8 @@ class Claim:
             choose(verdict, (*VERDICTS, NOT_LEARNT), f"verdict found for claim {self.id}")
         if self.kind == "trained":  # what no training decides needs no prophet
             choose(self.prediction, PREDICTIONS, f"prediction of claim {self.id}")
+        if self.longer:
+            choose(self.longer, PREDICTIONS, f"prediction of claim {self.id} for a longer training")
         if not self.at_least <= self.at_most or (math.isinf(self.at_least) and math.isinf(self.at_most)):
             raise CompanionError(f"Claim {self.id} could never fail or never hold: give it at_least, at_most or both.")
 

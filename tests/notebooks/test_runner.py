@@ -126,7 +126,10 @@ def test_a_failing_cell_is_told_the_others_still_run_and_the_scoreboard_is_print
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["PROFILE=gpus", "reproduce"], "Unknown PROFILE 'gpus': expected one of auto smoke cpu gpu paper reference"),
+        (
+            ["PROFILE=gpus", "reproduce"],
+            "Unknown PROFILE 'gpus': expected one of auto smoke cpu gpu paper reference long",
+        ),
         (["NOTEBOOKS=77", "reproduce"], "Unknown notebook '77'"),
         (["CLAIMS=lee2025.table9", "reproduce"], "Unknown claim 'lee2025.table9'"),
         (["CLAIMS=lee2025.table1.tr", "reproduce"], "Unknown claim 'lee2025.table1.tr'"),  # no whole part of an id

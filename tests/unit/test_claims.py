@@ -215,6 +215,7 @@ def test_numbers_are_shown_to_the_digits_that_the_interval_allows():
         ({"at_least": 2}, "could never fail or never hold"),
         ({"kind": "measured"}, "Unknown kind of claim x"),
         ({"prediction": ""}, "Unknown prediction"),
+        ({"longer": "perhaps"}, "Unknown prediction of claim x for a longer training"),
         ({"found": {"cpu": "partly"}}, "Unknown verdict found"),
         ({"profiles": ("gpus",)}, "Unknown profile.*Did you mean 'gpu'"),
     ],
@@ -625,6 +626,8 @@ def test_every_claim_has_a_notebook():
 def test_every_trained_claim_was_foretold_before_it_was_measured():
     for entry in ledger.load().values():
         assert entry.kind == "identity" or entry.prediction in ("yes", "no", "open"), entry.id
+    for id in ledger.read(paths.reference() / "cpu-long" / "claims.json"):
+        assert ledger.load()[id].kind != "trained" or ledger.load()[id].longer in ("yes", "no"), id
 
 
 HEAD = "- {id: a.b, kind: identity, source: s, notebook: n, statement: t, quantity: q, at_most: 1"

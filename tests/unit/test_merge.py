@@ -527,9 +527,28 @@ def test_what_is_recorded_of_cpu_has_other_seeds_than_its_notebooks(there, here,
     assert not (here / "cpu" / "histories.csv").exists()
 
 
-@pytest.mark.parametrize("into", ["", "smoke", "reference", "GPU", "gpu/..", "../gpu", "gpu-", "tpu", "gpu-a b"])
+def test_a_longer_training_is_recorded_apart_with_the_seeds_of_its_own_profile(there, here, monkeypatch):
+    tiny = dataclasses.replace(profiles.named("long"), settings=SIZES, seeds=SEEDS)
+    monkeypatch.setitem(profiles._PROFILES, "long", tiny)
+    (there / "reference").mkdir()
+    (there / "gpu").rename(there / "reference" / "cpu-long")
+    told = merge.merge(str(there), "cpu-long")
+    assert len(recorded.read(here / "cpu-long" / "runs.csv")) == 11
+    assert "Claims: 1 taken over, 0 left as they were." in told
+    assert not (here / "cpu-long" / "histories.csv").exists()
+    refused = merge.merge(str(there), "cpu")  # where a run of another size has no place
+    assert (
+        "Refused, 11 runs, it is not of profile cpu: accelerator cpu and not cpu, image_size 16 and not 16, images"
+        in refused
+    )
+    assert merge.Merge("cpu-long-own").images == "own"
+
+
+@pytest.mark.parametrize(
+    "into", ["", "smoke", "reference", "long", "GPU", "gpu/..", "../gpu", "gpu-", "tpu", "gpu-a b"]
+)
 def test_a_folder_is_named_after_a_profile(there, here, into):
-    with pytest.raises(CompanionError, match="expected cpu, gpu or paper"):
+    with pytest.raises(CompanionError, match="expected cpu, cpu-long, gpu or paper"):
         merge.merge(str(there), into)
     assert not here.exists()
 

@@ -61,6 +61,18 @@ def test_the_reference_is_the_cpu_profile_with_other_seeds_and_more():
     assert other.second
 
 
+def test_a_longer_training_is_recorded_beside_cpu_and_held_to_nothing():
+    long, cpu = profiles.load("long"), profiles.load("cpu")
+    assert long.base == cpu.config(image_size=32, n_train=6000, epochs=40)
+    assert long.seeds == profiles.load("reference").seeds
+    assert (long.folder, long.recorded, long.tests_as) == ("reference/cpu-long", "cpu-long", "cpu")
+    assert (long.records, long.second, long.tag) == (True, True, "-long")
+    assert not cpu.records
+    other = profiles.load("long", dataset="cifar10", seed=7)
+    assert (other.folder, other.recorded) == ("reference/cpu-long-cifar10-seed7", "cpu-long-cifar10")
+    assert long.pick(cpu=1, reference=2, second=3) == 3
+
+
 def test_a_notebook_picks_its_own_grid():
     grids = {"smoke": 1, "cpu": 2, "second": 3}
     assert profiles.load("smoke").pick(**grids) == 1

@@ -314,6 +314,7 @@ def test_makefile_and_package_agree(monkeypatch):
     for name, dataset, seed in (
         ("cpu", "", 0), ("gpu", "imagefolder:/My/Own_Images/", 0), ("smoke", "cifar10", 7), ("reference", "", 0),
         ("reference", "imagefolder:cifar10-jpeg", 0), ("cpu", "imagefolder:/O'Hara/It's Tom's", 1020),
+        ("long", "", 0), ("long", "cifar10", 7),
     ):  # fmt: skip
         command = ["make", "-f", "-", "VENV=", f"PROFILE={name}", f"DATASET={dataset}", f"SEED={seed}", "where"]
         text = makefile + "\nwhere:\n\t@echo $(folder)\n"
