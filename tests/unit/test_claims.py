@@ -626,7 +626,7 @@ def test_every_claim_has_a_notebook():
 def test_every_trained_claim_was_foretold_before_it_was_measured():
     for entry in ledger.load().values():
         assert entry.kind == "identity" or entry.prediction in ("yes", "no", "open"), entry.id
-    for id in ledger.read(paths.reference() / "cpu-long" / "claims.json"):
+    for id in ledger_module.read(paths.reference() / "cpu-long" / "claims.json"):
         assert ledger.load()[id].kind != "trained" or ledger.load()[id].longer in ("yes", "no"), id
 
 
