@@ -165,37 +165,40 @@ def main(arguments: list[str] | None = None) -> Path:
     where = (chosen.device, chosen.autocast)
     torch.set_num_threads(whole(chosen.threads, "--threads", least=1))
 
-    tasks = [(loss, contender, sizes) for loss, contenders in CONTENDERS.items() for contender in contenders]
-    tasks += [("nt_xent", AUTO, [large])] if large else []
-    steps = len(tasks) + len(sizes) * len(CONTENDERS)
-    found = []
+    results = {
+        "machine": machine(chosen.device, chosen.threads)
+        | {"dtype": "bfloat16 autocast" if chosen.autocast else "float32", "tile": TILE[chosen.device], "d": DIMENSION},
+        "trials": {},
+        "times": {},
+        "large": {},
+    }
+    name = chosen.device + ("-autocast" if chosen.autocast else "")
+
+    def tried(loss: str, contender: str, sizes: list[int]) -> dict:
+        """A trial in a new process: what one contender leaves behind is not charged to the next."""
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+            with left_out_if_it_fails(f"{contender}, {loss}", contender not in OURS_AND_USUAL):
+                return fresh.submit(trial, loss, contender, sizes, *where, chosen.threads).result()
+            return {}
+
+    steps = sum(len(contenders) + len(sizes) for contenders in CONTENDERS.values()) + bool(large)
     with progress.bar(steps, "bench", "step") as bar:
-        for task in tasks:  # a new process each: what one contender leaves behind is not charged to the next
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-                found.append({})
-                with left_out_if_it_fails(", ".join(task[1::-1]), task[1] not in OURS_AND_USUAL):
-                    found[-1] = fresh.submit(trial, *task, *where, chosen.threads).result()
-            bar.update()
-        results = {
-            "machine": machine(chosen.device, chosen.threads)
-            | {
-                "dtype": "bfloat16 autocast" if chosen.autocast else "float32",
-                "tile": TILE[chosen.device],
-                "d": DIMENSION,
-            },
-            "trials": {loss: {} for loss in CONTENDERS},
-            "times": {loss: {} for loss in CONTENDERS},
-            "large": found.pop() if large else {},
-        }
-        for (loss, contender, _), outcome in zip(tasks, found, strict=False):
-            results["trials"][loss][contender] = outcome
-        for loss, trials in results["trials"].items():
-            for n in sizes:
-                results["times"][loss][n] = race(loss, trials, n, *where)
+        for loss, contenders in CONTENDERS.items():
+            trials = results["trials"][loss] = {}
+            for contender in contenders:
+                trials[contender] = tried(loss, contender, sizes)
                 bar.update()
+            times = results["times"][loss] = {}
+            for n in sizes:
+                times[n] = race(loss, trials, n, *where)
+                bar.update()
+            _stored(name, results)  # so that who is stopped has the losses before
+        if large:
+            results["large"] = tried("nt_xent", AUTO, [large])
+            bar.update()
     results["goals"] = report.goals(results) if where == ("cpu", False) and chosen.threads == 1 else []
 
-    path = written(chosen.device + ("-autocast" if chosen.autocast else ""), results, report.table(results))
+    path = written(name, results, report.table(results))
     report.figure(results, path.with_suffix(".png"))
     return path
 
@@ -214,10 +217,16 @@ def parsed(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argp
 
 def written(name: str, results: dict, table: str) -> Path:
     """Write the results as JSON, and their table, which is printed too; return the table's path."""
-    path = paths.results() / "bench" / f"{name}.md"
-    store.write(path.with_suffix(".json"), json.dumps(results, indent=1))
+    path = _stored(name, results).with_suffix(".md")
     store.write(path, table)
     print(table)
+    return path
+
+
+def _stored(name: str, results: dict) -> Path:
+    """Write the results as JSON; return the path."""
+    path = paths.results() / "bench" / f"{name}.json"
+    store.write(path, json.dumps(results, indent=1))
     return path
 
 

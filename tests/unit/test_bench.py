@@ -51,6 +51,26 @@ def test_results_are_written_and_complete(tmp_path, monkeypatch, capsys):
     assert path.read_text() in capsys.readouterr().out
 
 
+def test_who_is_stopped_has_the_losses_that_were_done(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONTRASTIVE_RESULTS", str(tmp_path))
+    monkeypatch.setattr(bench, "CONTENDERS", {"first": {"a": None, "b": None}, "second": {"a": None}})
+
+    def tried(loss, *rest):
+        if loss == "second":
+            raise KeyboardInterrupt
+        return {16: {"seconds": 1.0}}
+
+    monkeypatch.setattr(bench, "ProcessPoolExecutor", lambda workers, _: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(bench, "trial", tried)
+    monkeypatch.setattr(bench, "race", lambda loss, trials, n, *_: dict.fromkeys(trials, [n / 16]))
+    with pytest.raises(KeyboardInterrupt):
+        bench.main(["--sizes", "16", "32"])
+    results = json.loads((tmp_path / "bench" / "cpu.json").read_text())
+    assert results["times"] == {"first": {"16": {"a": [1.0], "b": [1.0]}, "32": {"a": [2.0], "b": [2.0]}}}
+    assert results["machine"]["threads"] == 1
+    assert not (tmp_path / "bench" / "cpu.md").exists()  # no table of a part
+
+
 def test_the_command_ends_with_status_0(monkeypatch):
     monkeypatch.setattr(bench, "main", lambda: Path("results/bench/cpu.md"))  # which an exit would take for a failure
     with pytest.raises(SystemExit) as ended:
