@@ -277,10 +277,11 @@ def test_a_gpu_profile_says_what_it_costs_before_it_starts(project):
     assert done.index("companion.course.estimate") < done.index("companion.course.execute")
 
 
-def test_the_reference_records_a_row_a_run(project):
-    done = make(project, "NOTEBOOKS=01", "reference")
+@pytest.mark.parametrize(("profile", "folder"), [("auto", "cpu"), ("long", "cpu-long")])
+def test_the_reference_records_a_row_a_run(project, profile, folder):
+    done = make(project, f"PROFILE={profile}", "NOTEBOOKS=01", "reference")
     assert done.returncode == 0, done.stderr
-    lines = (project / "results" / "reference" / "cpu" / "runs.csv").read_text().splitlines()
+    lines = (project / "results" / "reference" / folder / "runs.csv").read_text().splitlines()
     assert lines[0].startswith("key,data,config")
     assert len(lines) == 1 + 3
     assert str(project) not in "".join(lines)
