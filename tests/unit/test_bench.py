@@ -62,7 +62,7 @@ def test_who_is_stopped_has_the_losses_that_were_done(tmp_path, monkeypatch):
 
     monkeypatch.setattr(bench, "ProcessPoolExecutor", lambda workers, _: ThreadPoolExecutor(workers))
     monkeypatch.setattr(bench, "trial", tried)
-    monkeypatch.setattr(bench, "race", lambda loss, trials, n, *_: dict.fromkeys(trials, [n / 16]))
+    monkeypatch.setattr(bench, "race", lambda loss, trials, n, *_: {name: [n / 16] for name in trials})
     with pytest.raises(KeyboardInterrupt):
         bench.main(["--sizes", "16", "32"])
     results = json.loads((tmp_path / "bench" / "cpu.json").read_text())
