@@ -176,10 +176,10 @@ def main(arguments: list[str] | None = None) -> Path:
 
     def tried(loss: str, contender: str, sizes: list[int]) -> dict:
         """A trial in a new process: what one contender leaves behind is not charged to the next."""
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-            with left_out_if_it_fails(f"{contender}, {loss}", contender not in OURS_AND_USUAL):
-                return fresh.submit(trial, loss, contender, sizes, *where, chosen.threads).result()
-            return {}
+        fresh = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        with fresh, left_out_if_it_fails(f"{contender}, {loss}", contender not in OURS_AND_USUAL):
+            return fresh.submit(trial, loss, contender, sizes, *where, chosen.threads).result()
+        return {}
 
     steps = sum(len(contenders) + len(sizes) for contenders in CONTENDERS.values()) + bool(large)
     with progress.bar(steps, "bench", "step") as bar:

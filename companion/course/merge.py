@@ -221,7 +221,9 @@ class Merge:
             of_profile |= {"image_size": base.image_size, "images": base.n_train + base.n_validation}
         has = {name: getattr(config, name, config.n_train + config.n_validation) for name in of_profile}
         if has != of_profile:
-            told = ", ".join(f"{name} {has[name]} and not {value}" for name, value in of_profile.items())
+            told = ", ".join(
+                f"{name} {has[name]} and not {value}" for name, value in of_profile.items() if has[name] != value
+            )
             raise CompanionError(f"it is not of profile {self.profile.name}: {told}")
         if self.referenced and config.encoder not in FIXED and config.seed in self.profile.seeds:
             raise CompanionError(

@@ -111,8 +111,8 @@ _PROFILES = {
     ),
     # The experiments of `cpu` with more seeds, other ones: what `make reference` records.
     "reference": Profile(name="reference", seeds=tuple(range(100, 110)), tests_as="cpu"),
-    # The same on all embedded images that are not for testing, at their own size, five times as long: the networks see
-    # more than colours then. Nothing chosen for `cpu` is chosen anew.
+    # The same on all embedded images that are for neither choosing nor testing, at their own size, for five times the
+    # epochs: SimCLR does better than colour statistics then. Nothing chosen for `cpu` is chosen anew.
     "long": Profile(
         name="long",
         settings={"image_size": 32, "n_train": 6000, "epochs": 40},
