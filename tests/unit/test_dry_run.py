@@ -4,6 +4,7 @@ import ast
 
 import lightning_fabric
 import nbformat
+import pandas as pd
 import pytest
 import torch
 from nbformat import v4
@@ -191,16 +192,28 @@ def test_trainings_of_a_notebook_s_own_need_no_gpu_and_are_counted_as_of_one(tmp
     assert lightning_fabric.Fabric.__name__ == "Fabric"  # and is itself again
 
 
-@pytest.mark.parametrize("name", ["08_small_batch_variance", "09_auxiliary_loss"])
-def test_every_run_that_the_recorded_claims_rest_on_is_asked_for(name, tmp_path, monkeypatch):
-    """What `make reference` filed when it trained them."""
+@pytest.mark.parametrize(
+    ("folder", "profile", "name"),
+    [
+        ("cpu", "reference", "08_small_batch_variance"),
+        ("cpu", "reference", "09_auxiliary_loss"),
+        ("cpu-long", "long", "09_auxiliary_loss"),
+    ],
+)
+def test_every_run_that_the_recorded_claims_rest_on_is_asked_for(folder, profile, name, tmp_path, monkeypatch):
+    """What `make reference` filed when it trained them, but for claims on the record of another profile."""
     monkeypatch.setenv("CONTRASTIVE_RESULTS", str(tmp_path / "results"))
-    records = read(paths.reference() / "cpu" / "claims.json")
+    records = read(paths.reference() / folder / "claims.json")
     filed = {key for id, record in records.items() if load()[id].notebook == name for key in record.get("runs", [])}
-    parameters = {"PROFILE": "reference", "DATASET": "", "SEED": 0}
+    own = filed & set(pd.read_csv(paths.reference() / folder / "runs.csv")["key"])
+    elsewhere = [
+        pd.read_csv(path)["key"] for path in paths.reference().glob("*/runs.csv") if path.parent.name != folder
+    ]
+    assert filed - own <= set(pd.concat(elsewhere))
+    parameters = {"PROFILE": profile, "DATASET": "", "SEED": 0}
     plan, _ = reading.asked_for(paths.ROOT / "notebooks" / f"{name}.ipynb", parameters, estimate.most_alike)
-    assert len(filed) >= 60
-    assert filed <= {config.key(data.identity(config.dataset)) for config in plan.runs}
+    assert len(own) >= 60
+    assert own <= {config.key(data.identity(config.dataset)) for config in plan.runs}
 
 
 def test_a_run_is_to_train_in_the_first_notebook_that_needs_it(tmp_path, results, capsys, monkeypatch):
