@@ -1,7 +1,7 @@
 """What was recorded with the main paper's network and image size, by the profiles ``paper`` and, on a shorter schedule
 and other images, ``gpu``, beside what a laptop finds."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -44,13 +44,12 @@ class FullSize:
         )
 
 
-def full_size(settings: Sequence[dict | Sequence[dict]], *, without: Collection[int] = ()) -> FullSize:
+def full_size(settings: Sequence[dict | Sequence[dict]]) -> FullSize:
     """The runs that are recorded of these settings at the papers' size.
 
     Args:
         settings: for each cell of a table the changes to the profile's own config, as :meth:`Profile.config
             <companion.course.profiles.Profile.config>` takes them; or several, whose runs the cell then shares.
-        without: seeds of runs that chose a setting, on which no result rests.
 
     Returns:
         Their runs, whatever the seeds, of one profile and data set: that with runs of most of these settings, the
@@ -61,8 +60,7 @@ def full_size(settings: Sequence[dict | Sequence[dict]], *, without: Collection[
         profile, tables = profiles.named(folder.partition("-")[0]), []
         for changes in settings:
             wanted = [changes] if isinstance(changes, dict) else changes
-            rows = matching([profile.config(**one) for one in wanted], folder)
-            tables.append(rows[~rows["seed"].isin(without)] if len(rows) else rows)
+            tables.append(matching([profile.config(**one) for one in wanted], folder))
         found.append(FullSize(folder, tables))
     return max(found, key=lambda one: sum(len(rows) > 0 for rows in one.tables))
 

@@ -24,6 +24,7 @@ from companion.training.sweeps import sweep
 HISTORIES = "histories.csv"  # beside the table, in some folders
 NEEDED = ("key", "data", "config", "linear_accuracy", "negative_variance")  # without these a row says nothing
 PROVENANCE = (*NAMES, "seconds")
+CHOOSING = 1000, 1001, 1002  # seeds of the runs that a setting was chosen by: no result rests on them
 NAME = re.compile("[a-z][a-z0-9_]*")  # of a metric
 RANGES = {  # of metrics, by what their names end in
     "accuracy|low|high|r[0-9]|known|kind|group": (0, 1),  # shares of images or concepts
@@ -62,7 +63,8 @@ def record(
     runs, known = {run.key: run for run in runs}, _known(path)
     new = {key: run for key, run in runs.items() if key not in known}
     trained = table((run for run in new.values() if run.config.epochs), accuracies=accuracies)
-    beside = [column for column in trained if column.endswith("_accuracy") and column not in _measured(new)]
+    measured = {name for run in new.values() for name in run.metrics}
+    beside = [column for column in trained if column.endswith("_accuracy") and column not in measured]
     found = trained.set_index("key")[beside] if len(trained) else pd.DataFrame()
     rows = [
         {"key": key, "data": identity(run.config.dataset), "config": json.dumps(_shareable(run.config))}
@@ -200,7 +202,7 @@ def _known(path: Path) -> set[str]:
 
 
 def matching(configs: Iterable[Config], folder: str = "cpu") -> pd.DataFrame:
-    """The recorded runs of these settings, whatever their seeds, as :func:`companion.training.table` has them.
+    """The recorded runs of these settings, of any seeds but ``CHOOSING``, as :func:`companion.training.table` has them.
 
     Args:
         configs: descriptions of runs; their seeds do not count.
@@ -213,8 +215,8 @@ def matching(configs: Iterable[Config], folder: str = "cpu") -> pd.DataFrame:
     known = read(paths.reference() / folder / "runs.csv")
     if not len(known):
         return known
-    found = [_settings(from_json(text)) in wanted for text in known["config"]]
-    return known[found].reset_index(drop=True)
+    known = known[~known["seed"].isin(CHOOSING)]
+    return known[[_settings(from_json(text)) in wanted for text in known["config"]]].reset_index(drop=True)
 
 
 def table_of(configs: Iterable[Config], folder: str = "cpu") -> pd.DataFrame:
@@ -302,10 +304,6 @@ def _parsed(names: str, lines: dict[int, str]) -> pd.DataFrame:
 
 def _ignored(path: Path, line: int, why) -> None:
     print(f"{path.name}, line {line} is ignored: {str(why).removesuffix('.')}.")
-
-
-def _measured(runs: dict[str, Run]) -> set[str]:
-    return {name for run in runs.values() for name in run.metrics}
 
 
 def _settings(config: Config) -> str:

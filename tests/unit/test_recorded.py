@@ -247,6 +247,13 @@ def test_matching_ignores_seeds_and_no_other_setting(three, path):
     assert len(recorded.matching([config.replace(dataset="emoji")])) == 0  # these stand in any table
 
 
+def test_matching_leaves_out_the_runs_that_a_setting_was_chosen_by(quick, path):
+    recorded.record(sweep([quick.replace(seed=seed) for seed in (100, *recorded.CHOOSING)]), path)
+    assert len(recorded.read(path)) == 4
+    assert list(recorded.matching([quick.replace(seed=1000)])["seed"]) == [100]
+    assert list(recorded.table_of([quick.replace(seed=1000)])["seed"]) == [1000]  # who asks for it by name gets it
+
+
 @pytest.fixture
 def own_images(tmp_path):
     generator = np.random.default_rng(0)
