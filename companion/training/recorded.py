@@ -216,7 +216,8 @@ def matching(configs: Iterable[Config], folder: str = "cpu") -> pd.DataFrame:
     if not len(known):
         return known
     known = known[~known["seed"].isin(CHOOSING)]
-    return known[[_settings(from_json(text)) in wanted for text in known["config"]]].reset_index(drop=True)
+    found = known["config"].map(lambda text: _settings(from_json(text)) in wanted).astype(bool)
+    return known[found].reset_index(drop=True)
 
 
 def table_of(configs: Iterable[Config], folder: str = "cpu") -> pd.DataFrame:

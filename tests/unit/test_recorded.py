@@ -251,6 +251,7 @@ def test_matching_leaves_out_the_runs_that_a_setting_was_chosen_by(quick, path):
     recorded.record(sweep([quick.replace(seed=seed) for seed in (100, *recorded.CHOOSING)]), path)
     assert len(recorded.read(path)) == 4
     assert list(recorded.matching([quick.replace(seed=1000)])["seed"]) == [100]
+    assert list(recorded.matching([quick.replace(loss="dcl")]).columns) == list(recorded.read(path).columns)
     assert list(recorded.table_of([quick.replace(seed=1000)])["seed"]) == [1000]  # who asks for it by name gets it
 
 
