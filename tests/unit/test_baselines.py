@@ -69,7 +69,7 @@ def test_the_batch_of_the_encoder_with_labels_never_exceeds_the_images(tiny):
     assert baselines(tiny.replace(n_train=4000, batch_size=1024))["supervised"].batch_size == BATCH_SIZE
 
 
-@pytest.mark.parametrize("folder", ["cpu", "gpu-cifar10-jpeg"])
+@pytest.mark.parametrize("folder", ["cpu", "cpu-long", "gpu-cifar10-jpeg"])
 def test_the_baselines_of_recorded_runs_are_those_that_were_recorded_with_them(folder):
     rows = recorded.read(paths.reference() / folder / "runs.csv")
     known = {from_json(text) for text in rows["config"]}
