@@ -193,26 +193,26 @@ def test_trainings_of_a_notebook_s_own_need_no_gpu_and_are_counted_as_of_one(tmp
 
 
 @pytest.mark.parametrize(
-    ("folder", "profile", "name"),
+    ("folder", "profile", "name", "least"),
     [
-        ("cpu", "reference", "08_small_batch_variance"),
-        ("cpu", "reference", "09_auxiliary_loss"),
-        ("cpu-long", "long", "09_auxiliary_loss"),
+        ("cpu", "reference", "08_small_batch_variance", 60),
+        ("cpu", "reference", "09_auxiliary_loss", 60),
+        ("cpu-long", "long", "08_small_batch_variance", 50),
+        ("cpu-long", "long", "09_auxiliary_loss", 60),
     ],
 )
-def test_every_run_that_the_recorded_claims_rest_on_is_asked_for(folder, profile, name, tmp_path, monkeypatch):
-    """What `make reference` filed when it trained them, but for claims on the record of another profile."""
+def test_every_run_that_the_recorded_claims_rest_on_is_asked_for(folder, profile, name, least, tmp_path, monkeypatch):
+    """What `make reference` filed when it trained them, but for claims on the record of another profile (of which some
+    have a weight that only trained networks can choose)."""
     monkeypatch.setenv("CONTRASTIVE_RESULTS", str(tmp_path / "results"))
     records = read(paths.reference() / folder / "claims.json")
     filed = {key for id, record in records.items() if load()[id].notebook == name for key in record.get("runs", [])}
-    own = filed & set(pd.read_csv(paths.reference() / folder / "runs.csv")["key"])
-    elsewhere = [
-        pd.read_csv(path)["key"] for path in paths.reference().glob("*/runs.csv") if path.parent.name != folder
-    ]
-    assert filed - own <= set(pd.concat(elsewhere))
+    tables = {path.parent.name: set(pd.read_csv(path)["key"]) for path in paths.reference().glob("*/runs.csv")}
+    own = filed & tables[folder]
+    assert filed <= set().union(*tables.values())
     parameters = {"PROFILE": profile, "DATASET": "", "SEED": 0}
     plan, _ = reading.asked_for(paths.ROOT / "notebooks" / f"{name}.ipynb", parameters, estimate.most_alike)
-    assert len(own) >= 60
+    assert len(own) >= least
     assert own <= {config.key(data.identity(config.dataset)) for config in plan.runs}
 
 
