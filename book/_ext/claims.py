@@ -120,7 +120,7 @@ class Scoreboard(SphinxDirective):
         found = [self.row(claim, shown.get(id, {}), records.get(id)) for id, claim in CLAIMS.items()]
         verdicts = sorted({verdict for verdict, _ in found})
         options = "".join(f"<option>{html.escape(verdict)}</option>" for verdict in verdicts)
-        heads = "".join(f'<th scope="col" aria-sort="none">{name}</th>' for name in COLUMNS)
+        heads = "".join(f'<th scope="col" aria-sort="none" data-label="{name}">{name}</th>' for name in COLUMNS)
         page = (
             '<div class="scoreboard-filter" hidden><label>Words <input type="search"></label>'
             f'<label>Verdict <select><option value="">any</option>{options}</select></label>'
@@ -142,12 +142,19 @@ class Scoreboard(SphinxDirective):
         number = re.match(r"-?[\d.]+(e[-+]?\d+)?", value)
         id, words = html.escape(claim.id), html.escape
         place = f"notebooks/{claim.notebook}.html#{anchor(claim.id)}"
+        cells = {
+            "source": words(claim.source),
+            "statement": f'<a href="{place}">{words(claim.statement)}</a>'
+            f"{f' ({words(claim.scope)})' if claim.scope else ''}<br><small>{words(claim.quantity)}</small>",
+            "verdict": f'<span class="verdict {verdict.replace(" ", "-")}">{words(verdict)}</span>',
+            "value": f"{words(value)}{where}",
+            "n": n,
+            "accepted": words(claim.range),
+        }
+        sorts = {"value": f' data-value="{number[0] if number else ""}"'}
         return verdict, (
             f'<tr id="{id}" data-verdict="{words(verdict)}">'
-            f'<th scope="row"><a href="#{id}">{id.replace(".", ".<wbr>")}</a></th><td>{words(claim.source)}</td>'
-            f'<td><a href="{place}">{words(claim.statement)}</a>{f" ({words(claim.scope)})" if claim.scope else ""}'
-            f"<br><small>{words(claim.quantity)}</small></td>"
-            f'<td><span class="verdict {verdict.replace(" ", "-")}">{words(verdict)}</span></td>'
-            f'<td data-value="{number[0] if number else ""}">{words(value)}{where}</td><td>{n}</td>'
-            f"<td>{words(claim.range)}</td></tr>\n"
+            f'<th scope="row"><a href="#{id}">{id.replace(".", ".<wbr>")}</a></th>'
+            + "".join(f'<td data-label="{c}"{sorts.get(c, "")}>{cells[c]}</td>' for c in COLUMNS[1:])
+            + "</tr>\n"
         )

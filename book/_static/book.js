@@ -49,8 +49,6 @@ for (const table of document.querySelectorAll("table.sortable")) {
     const [x, y] = [parseFloat(a), parseFloat(b)], numbers = !isNaN(x) && !isNaN(y) && x !== y;
     return (a === "") - (b === "") || (numbers ? x - y : a.localeCompare(b, "en", { numeric: true }));
   };
-  heads.forEach((head) => (head.dataset.label = head.textContent));
-  for (const row of first) [...row.cells].forEach((cell, column) => (cell.dataset.label = heads[column].dataset.label));
   // On a phone and in print book.css shows it other than as a table, which it remains for who hears it.
   const roles = { rowgroup: "thead, tbody", row: "tr", columnheader: "thead th", rowheader: "tbody th", cell: "td" };
   table.role = "table";

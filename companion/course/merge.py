@@ -216,14 +216,9 @@ class Merge:
         run = stored(path, dataset="")
         config, base = run.config, self.profile.base
         identity = self.identity(config.dataset)
-        of_profile = {"accelerator": base.accelerator}
-        if config.dataset != EMOJI:  # whose sizes their notebook chooses
-            of_profile |= {"image_size": base.image_size, "images": base.n_train + base.n_validation}
-        has = {name: getattr(config, name, config.n_train + config.n_validation) for name in of_profile}
-        if has != of_profile:
-            told = ", ".join(
-                f"{name} {has[name]} and not {value}" for name, value in of_profile.items() if has[name] != value
-            )
+        # Beside a longer training stands what it is compared with, trained there too.
+        if self._differs(config, base) and self._differs(config, profiles.named(self.profile.tests_as).base):
+            told = ", ".join(self._differs(config, base))
             raise CompanionError(f"it is not of profile {self.profile.name}: {told}")
         if self.referenced and config.encoder not in FIXED and config.seed in self.profile.seeds:
             raise CompanionError(
@@ -236,6 +231,15 @@ class Merge:
             )
         sound(run)
         return run
+
+    @staticmethod
+    def _differs(config: Config, base: Config) -> list[str]:
+        """In what a run is none of the profile with this base."""
+        wanted = {"accelerator": base.accelerator}
+        if config.dataset != EMOJI:  # whose sizes their notebook chooses
+            wanted |= {"image_size": base.image_size, "images": base.n_train + base.n_validation}
+        has = {name: getattr(config, name, config.n_train + config.n_validation) for name in wanted}
+        return [f"{name} {has[name]} and not {value}" for name, value in wanted.items() if has[name] != value]
 
     def _can_be_trained(self, config: Config) -> bool:
         """Whether its images lie here, and its device is there."""

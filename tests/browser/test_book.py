@@ -384,6 +384,18 @@ def test_without_scripts_the_first_picture_is_shown_and_no_slider(site, chromium
     context.close()
 
 
+def test_without_scripts_too_a_phone_names_the_columns_of_the_scoreboard(site, chromium):
+    context = chromium.new_context(java_script_enabled=False, viewport={"width": 390, "height": 844})
+    page = context.new_page()
+    page.goto(site.uri("scoreboard.html"))
+    heads = page.locator(".scoreboard thead th").all_text_contents()
+    label = "cells => cells.map(cell => [cell.dataset.label, getComputedStyle(cell, '::before').content])"
+    for row in (1, 100):
+        found = page.locator(f".scoreboard tbody tr:nth-child({row}) td").evaluate_all(label)
+        assert found == [[head, f'"{head}"'] for head in heads[1:]]
+    context.close()
+
+
 def test_solutions_are_closed_and_enter_opens_them(site, page):
     page.goto(site.uri("notebooks/99_small.html"))
     boxes = page.locator("article details").filter(has_not_text="Show this code")

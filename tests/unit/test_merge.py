@@ -541,6 +541,21 @@ def test_a_longer_training_is_recorded_apart_with_the_seeds_of_its_own_profile(t
     assert merge.Merge("cpu-long-own").images == "own"
 
 
+def test_what_a_longer_training_is_compared_with_may_stand_beside_it(there, here, monkeypatch):
+    def of(name, **changes):
+        tiny = dataclasses.replace(profiles.named(name), settings=SIZES | changes)
+        monkeypatch.setitem(profiles._PROFILES, name, tiny)
+
+    (there / "gpu").rename(there / "cpu-long")
+    of("long", image_size=20)
+    of("cpu", image_size=12)
+    told = merge.merge(str(there), "cpu-long")
+    assert "Refused, 11 runs, it is not of profile long: image_size 16 and not 20: " in told
+    of("cpu")
+    merge.merge(str(there), "cpu-long")
+    assert len(recorded.read(here / "cpu-long" / "runs.csv")) == 11
+
+
 @pytest.mark.parametrize(
     "into", ["", "smoke", "reference", "long", "GPU", "gpu/..", "../gpu", "gpu-", "tpu", "gpu-a b"]
 )
