@@ -1,0 +1,115 @@
+"""Recorded claims that no run here files again follow from the tables of runs: computed once more, from the file alone.
+
+Notebook 09 files what it says of lengths, images and chosen weights only where no record of it is there.
+"""
+
+import csv
+import json
+import statistics
+
+import pytest
+from scipy import stats
+
+from companion import paths
+from companion.ledger import load
+
+SEEDS, CHOOSING = range(100, 110), (1000, 1001, 1002)
+SHORT, LONG, MANY, LARGE = (16, 8), (32, 40), (16, 40), (32, 8)  # pixels of a side, epochs
+SETTINGS = {"simclr": ("nt_xent", 32, 0.2), "large": ("nt_xent", 256, 0.2), "hot": ("nt_xent", 32, 2.0),
+            "dcl": ("dcl", 32, 0.2), "dhel": ("dhel", 32, 0.2)}  # fmt: skip
+COLUMNS = {
+    "accuracy": "linear_accuracy",
+    "held out": "linear_validation_accuracy",
+    "variance": "negative_variance",
+    "colours": "colours_accuracy",
+}
+
+
+@pytest.fixture(scope="module")
+def table():
+    """(key, numbers) of each run of an encoder trained by a contrastive loss, by design, setting, λ and seed."""
+    found = {}
+    with (paths.reference() / "cpu-long" / "runs.csv").open(newline="") as lines:
+        for row in csv.DictReader(lines):
+            config = json.loads(row["config"])
+            method, design = config["method"], (config["image_size"], config["epochs"])
+            setting = method.get("loss"), config["batch_size"], method.get("temperature")
+            usual = (
+                config["learning_rate"] == 0.5 and config["encoder"] == "small" and not method.get("loss_batch_size")
+            )
+            if method["name"] == "contrastive" and config["epochs"] and usual:
+                numbers = {name: float(row[column]) for name, column in COLUMNS.items()}
+                found.setdefault((design, setting, method["vrns"]), {})[config["seed"]] = row["key"], numbers
+    return found
+
+
+@pytest.fixture(scope="module")
+def claims():
+    return json.loads((paths.reference() / "cpu" / "claims.json").read_text())
+
+
+class Side:
+    """What the runs of one setting have, a value a seed."""
+
+    def __init__(self, table, design, setting, weight=0.0, seeds=SEEDS):
+        self.runs = [table[design, SETTINGS[setting], weight][seed] for seed in seeds]
+        self.keys = {key for key, _ in self.runs}
+
+    def __getitem__(self, name):
+        return [numbers[name] for _, numbers in self.runs]
+
+
+def minus(a, b):
+    return [x - y for x, y in zip(a, b, strict=True)]
+
+
+def agrees(record, values, *sides):
+    low, high = stats.t.interval(
+        0.95, len(values) - 1, statistics.fmean(values), statistics.stdev(values) / len(values) ** 0.5
+    )
+    assert [record["value"], record["low"], record["high"]] == pytest.approx(
+        [statistics.fmean(values), low, high], abs=2e-7
+    )
+    assert record["n"] == len(values) == 10
+    assert set(record["runs"]) == set().union(*(side.keys for side in sides))
+
+
+@pytest.mark.parametrize(("id", "design"), [("length", MANY), ("images", LARGE)])
+def test_one_change_at_a_time(table, claims, id, design):
+    small, large, hot, helped = (
+        Side(table, design, *setting) for setting in (["simclr"], ["large"], ["hot"], ["hot", 30.0])
+    )
+    falls = [1 - a / b for a, b in zip(large["variance"], small["variance"], strict=True)]
+    agrees(claims[f"companion.long.{id}.trend"], falls, large, small)
+    gains = minus(helped["accuracy"], hot["accuracy"])
+    agrees(claims[f"companion.long.{id}.gain"], gains, hot, helped)
+
+
+@pytest.mark.parametrize(("prefix", "design"), [("companion.tuned", SHORT), ("companion.long.tuned", LONG)])
+def test_weights_are_chosen_on_held_out_images_by_seeds_of_their_own(table, claims, prefix, design):
+    def held_out(setting, weight):
+        return statistics.fmean(Side(table, design, setting, weight, CHOOSING)["held out"])
+
+    chosen = {name: max((0.3, 1.0, 3.0, 10.0, 30.0), key=lambda w: held_out(name, w)) for name in SETTINGS}
+    plain = {name: Side(table, design, name) for name in SETTINGS}
+    best = {name: Side(table, design, name, weight) for name, weight in chosen.items()}
+    gains = {name: minus(best[name]["accuracy"], plain[name]["accuracy"]) for name in SETTINGS}
+    for name in ("simclr", "dcl", "dhel"):
+        agrees(claims[f"{prefix}.{name}"], gains[name], plain[name], best[name])
+    beyond = minus(gains["simclr"], gains["large"])
+    agrees(claims[f"{prefix}.small_batches"], beyond, *(of[x] for of in (plain, best) for x in ("simclr", "large")))
+    ahead = minus(best["simclr"]["accuracy"], best["hot"]["accuracy"])
+    agrees(claims[f"{prefix}.flat"], ahead, best["simclr"], best["hot"])
+    if f"{prefix}.high_temperature" in claims:
+        agrees(claims[f"{prefix}.high_temperature"], gains["hot"], plain["hot"], best["hot"])
+
+
+def test_colours_after_the_longer_training(table, claims):
+    simclr = Side(table, LONG, "simclr")
+    agrees(claims["companion.long.colours"], minus(simclr["accuracy"], simclr["colours"]), simclr)
+
+
+def test_every_such_claim_was_looked_at(claims):
+    asked = {id for id in load() if id.startswith(("companion.long.", "companion.tuned."))}
+    assert asked == {id for id in claims if id.startswith(("companion.long.", "companion.tuned."))}
+    assert len(asked) == 1 + 4 + 6 + 5  # colours; one change at a time; chosen weights after either training
