@@ -24,7 +24,7 @@ def vrns(u: Tensor, v: Tensor, *, n: int, similarity=cosine, tile: int | None = 
     Returns:
         Scalar in [0, 4]; add λ times it to a contrastive loss (the weight of the paper's Table 1 is
         λ = 30; for accuracies it tunes λ over .1 to 100). Choose it anew for another temperature: beside the positive,
-        NT-Xent and λ · VRNS weigh the variance by about 1/(2τ) + λτ.
+        NT-Xent and λ · VRNS weigh the variance by about 1/(2τ) + λτ, to second order in s/τ.
 
     Raises:
         CompanionError: if the embeddings are not two finite (m, d) views with m >= 2, or n < m.

@@ -11,10 +11,11 @@ import pytest
 from scipy import stats
 
 from companion import paths
-from companion.ledger import load
+from companion.ledger import NOT_LEARNT, load
 
 SEEDS, CHOOSING = range(100, 110), (1000, 1001, 1002)
 SHORT, LONG, MANY, LARGE = (16, 8), (32, 40), (16, 40), (32, 8)  # pixels of a side, epochs
+N = {16: 4000, 32: 6000}  # training images
 SETTINGS = {"simclr": ("nt_xent", 32, 0.2), "large": ("nt_xent", 256, 0.2), "hot": ("nt_xent", 32, 2.0),
             "dcl": ("dcl", 32, 0.2), "dhel": ("dhel", 32, 0.2)}  # fmt: skip
 COLUMNS = {
@@ -37,7 +38,10 @@ def table():
             usual = (
                 config["learning_rate"] == 0.5 and config["encoder"] == "small" and not method.get("loss_batch_size")
             )
+            if config["encoder"] == "colour_moments":
+                found[config["image_size"], "colours"] = float(row["linear_accuracy"])
             if method["name"] == "contrastive" and config["epochs"] and usual:
+                assert (config["n_train"], config["width"]) == (N[config["image_size"]], 24)
                 numbers = {name: float(row[column]) for name, column in COLUMNS.items()}
                 found.setdefault((design, setting, method["vrns"]), {})[config["seed"]] = row["key"], numbers
     return found
@@ -106,6 +110,7 @@ def test_weights_are_chosen_on_held_out_images_by_seeds_of_their_own(table, clai
 
 def test_colours_after_the_longer_training(table, claims):
     simclr = Side(table, LONG, "simclr")
+    assert set(simclr["colours"]) == {table[32, "colours"]}
     agrees(claims["companion.long.colours"], minus(simclr["accuracy"], simclr["colours"]), simclr)
 
 
@@ -113,3 +118,13 @@ def test_every_such_claim_was_looked_at(claims):
     asked = {id for id in load() if id.startswith(("companion.long.", "companion.tuned."))}
     assert asked == {id for id in claims if id.startswith(("companion.long.", "companion.tuned."))}
     assert len(asked) == 1 + 4 + 6 + 5  # colours; one change at a time; chosen weights after either training
+
+
+@pytest.mark.parametrize("folder", ["cpu", "cpu-long", "cpu-cifar10-jpeg"])
+def test_recorded_verdicts_are_those_of_the_ranges_that_the_ledger_has_now(folder):
+    for id, record in json.loads((paths.reference() / folder / "claims.json").read_text()).items():
+        claim = load()[id]
+        inside = claim.at_least <= record["low"] and record["high"] <= claim.at_most
+        outside = record["high"] < claim.at_least or claim.at_most < record["low"]
+        expected = "reproduced" if inside else "not reproduced" if outside else "inconclusive"
+        assert record["verdict"] in ({expected, NOT_LEARNT} if claim.accuracy else {expected}), id
