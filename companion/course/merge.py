@@ -23,7 +23,7 @@ from companion.training import data
 from companion.training.baselines import baselines
 from companion.training.config import EMOJI, Config
 from companion.training.encoders import FIXED
-from companion.training.recorded import HISTORIES, begin_histories, fill, read, record, sound
+from companion.training.recorded import CHOOSING, HISTORIES, begin_histories, fill, read, record, sound
 from companion.training.runs import FILES, Run, complete, stored
 from companion.training.sweeps import sweep
 
@@ -216,10 +216,11 @@ class Merge:
         run = stored(path, dataset="")
         config, base = run.config, self.profile.base
         identity = self.identity(config.dataset)
-        # Beside a longer training stands what it is compared with, trained there too.
-        if self._differs(config, base) and self._differs(config, profiles.named(self.profile.tests_as).base):
-            told = ", ".join(self._differs(config, base))
-            raise CompanionError(f"it is not of profile {self.profile.name}: {told}")
+        differs, compared = (self._differs(config, of) for of in (base, profiles.named(self.profile.tests_as).base))
+        # Beside a longer training stands what it is compared with, of its seeds: a store has short runs of others too.
+        seeds = *self.profile.seeds, *CHOOSING
+        if differs and (compared or not (config.encoder in FIXED or config.seed in seeds)):
+            raise CompanionError(f"it is not of profile {self.profile.name}: {', '.join(differs)}")
         if self.referenced and config.encoder not in FIXED and config.seed in self.profile.seeds:
             raise CompanionError(
                 f"its seed is one of the notebooks' own, {self.profile.seeds}: recorded runs have others"

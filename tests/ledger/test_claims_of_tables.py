@@ -104,7 +104,7 @@ def test_weights_are_chosen_on_held_out_images_by_seeds_of_their_own(table, clai
     agrees(claims[f"{prefix}.small_batches"], beyond, *(of[x] for of in (plain, best) for x in ("simclr", "large")))
     ahead = minus(best["simclr"]["accuracy"], best["hot"]["accuracy"])
     agrees(claims[f"{prefix}.flat"], ahead, best["simclr"], best["hot"])
-    if f"{prefix}.high_temperature" in claims:
+    if design == LONG:  # after the short training its gain was known before
         agrees(claims[f"{prefix}.high_temperature"], gains["hot"], plain["hot"], best["hot"])
 
 

@@ -543,17 +543,19 @@ def test_a_longer_training_is_recorded_apart_with_the_seeds_of_its_own_profile(t
 
 def test_what_a_longer_training_is_compared_with_may_stand_beside_it(there, here, monkeypatch):
     def of(name, **changes):
-        tiny = dataclasses.replace(profiles.named(name), settings=SIZES | changes)
+        tiny = dataclasses.replace(profiles.named(name), settings=SIZES | changes, seeds=seeds)
         monkeypatch.setitem(profiles._PROFILES, name, tiny)
 
     (there / "gpu").rename(there / "cpu-long")
-    of("long", image_size=20)
-    of("cpu", image_size=12)
-    told = merge.merge(str(there), "cpu-long")
-    assert "Refused, 11 runs, it is not of profile long: image_size 16 and not 20: " in told
-    of("cpu")
-    merge.merge(str(there), "cpu-long")
-    assert len(recorded.read(here / "cpu-long" / "runs.csv")) == 11
+    for size, seeds, refused in ((12, SEEDS, 11), (16, (7, 8, 9), 9), (16, SEEDS[1:], 3), (16, SEEDS, 0)):
+        of("long", image_size=20)
+        of("cpu", image_size=size)
+        told = merge.merge(str(there), "cpu-long")
+        why = f"Refused, {refused} runs, it is not of profile long: image_size 16 and not 20: "
+        assert why in told if refused else "Refused" not in told
+        rows = recorded.read(here / "cpu-long" / "runs.csv")
+        assert len(rows) == 11 - refused
+        assert set(rows.loc[rows["epochs"] > 0, "seed"] if len(rows) else ()) <= set(seeds)
 
 
 @pytest.mark.parametrize(
