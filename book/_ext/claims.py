@@ -16,7 +16,7 @@ from companion.course import profiles
 from companion.ledger.ledger import observed, read
 
 logger = logging.getLogger(__name__)
-SCOREBOARD = "notebooks/13_scoreboard"
+SCOREBOARD = "notebooks/14_scoreboard"
 CLAIMS = ledger.load()
 CPU = ledger.Ledger(profiles.load("cpu"))  # the committed notebooks were executed at it
 

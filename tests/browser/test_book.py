@@ -600,7 +600,7 @@ def test_no_table_is_cut_off_on_paper(site, page, path):
 
 
 def test_no_picture_is_longer_than_a_page(site, page):
-    printed(site, page, "notebooks/13_scoreboard.html")
+    printed(site, page, "notebooks/14_scoreboard.html")
     heights = "images => images.map(image => image.getBoundingClientRect().height)"
     found = page.eval_on_selector_all(".picture img", heights)
     assert len(found) > 10

@@ -136,7 +136,7 @@ def test_a_deck_holds_every_figure_and_no_solution(path, out):
 
 
 def test_a_forest_plot_has_eight_rows_a_slide_at_most_with_their_words_and_nothing_stands_alone(seen):
-    deck = seen["13_scoreboard"]["slides"]
+    deck = seen["14_scoreboard"]["slides"]
     parts = [x["image"]["alt"] for x in deck if x["image"] and "(part " in x["image"]["alt"]]
     assert len(parts) > 10
     assert all(alt.startswith("One row for each of") and alt.count("; ") < slides.ROWS for alt in parts)

@@ -1,9 +1,10 @@
 """Recorded claims that no run here files again follow from the tables of runs: computed once more, from the file alone.
 
-Notebook 09 files what it says of lengths, images and chosen weights only where no record of it is there.
+Notebook 13 files what it says of lengths, images and chosen weights only where no record of it is there.
 """
 
 import csv
+import itertools
 import json
 import statistics
 
@@ -56,7 +57,7 @@ class Side:
     """What the runs of one setting have, a value a seed."""
 
     def __init__(self, table, design, setting, weight=0.0, seeds=SEEDS):
-        self.runs = [table[design, SETTINGS[setting], weight][seed] for seed in seeds]
+        self.runs = [table[design, SETTINGS.get(setting, setting), weight][seed] for seed in seeds]
         self.keys = {key for key, _ in self.runs}
 
     def __getitem__(self, name):
@@ -108,6 +109,27 @@ def test_weights_are_chosen_on_held_out_images_by_seeds_of_their_own(table, clai
         agrees(claims[f"{prefix}.high_temperature"], gains["hot"], plain["hot"], best["hot"])
 
 
+def test_temperature_and_weight_are_chosen_together_for_every_loss_and_batch_size(table, claims):
+    def side(loss, m, choice, seeds):
+        return Side(table, SHORT, (loss, m, choice[0]), choice[1], seeds)
+
+    def held_out(loss, m, choice):
+        return statistics.fmean(side(loss, m, choice, CHOOSING)["held out"])
+
+    taus, gains, sides = (0.1, 0.2, 0.3, 0.4, 0.5), {}, {}
+    for loss, m in itertools.product(("nt_xent", "dcl", "dhel"), (32, 256)):
+        every = {w: [(tau, w) for tau in taus] for w in (0.0, 0.3, 1.0, 3.0, 10.0, 30.0)}
+        plain = max(every.pop(0.0), key=lambda choice: held_out(loss, m, choice))
+        best = max(itertools.chain(*every.values()), key=lambda choice: held_out(loss, m, choice))
+        sides[loss, m] = [side(loss, m, choice, SEEDS) for choice in (plain, best)]
+        gains[loss, m] = minus(*(x["accuracy"] for x in reversed(sides[loss, m])))
+    for loss, id in (("nt_xent", "simclr"), ("dcl", "dcl"), ("dhel", "dhel")):
+        agrees(claims[f"companion.tuned.both.{id}"], gains[loss, 32], *sides[loss, 32])
+    beyond = [minus(gains[loss, 32], gains[loss, 256]) for loss in ("nt_xent", "dcl", "dhel")]
+    every_side = itertools.chain(*sides.values())
+    agrees(claims["companion.tuned.both.small_batches"], list(map(statistics.fmean, zip(*beyond))), *every_side)
+
+
 def test_colours_after_the_longer_training(table, claims):
     simclr = Side(table, LONG, "simclr")
     assert set(simclr["colours"]) == {table[32, "colours"]}
@@ -117,7 +139,7 @@ def test_colours_after_the_longer_training(table, claims):
 def test_every_such_claim_was_looked_at(claims):
     asked = {id for id in load() if id.startswith(("companion.long.", "companion.tuned."))}
     assert asked == {id for id in claims if id.startswith(("companion.long.", "companion.tuned."))}
-    assert len(asked) == 1 + 4 + 6 + 5  # colours; one change at a time; chosen weights after either training
+    assert len(asked) == 1 + 4 + 6 + 5 + 4  # colours; one change at a time; chosen weights after either training; τ too
 
 
 @pytest.mark.parametrize("folder", ["cpu", "cpu-long", "cpu-cifar10-jpeg"])

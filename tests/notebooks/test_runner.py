@@ -44,7 +44,7 @@ def project(tmp_path_factory):
     (root / "notebooks").mkdir()
     write(root / "notebooks" / "01_trains.ipynb", TRAINS)
     write(root / "notebooks" / "02_prints.ipynb", "print(1 + 1)")
-    write(root / "notebooks" / "13_scoreboard.ipynb", "print('the scoreboard')")
+    write(root / "notebooks" / "14_scoreboard.ipynb", "print('the scoreboard')")
     return root
 
 
@@ -73,11 +73,11 @@ def runs(project) -> dict[str, int]:
 
 
 def test_what_runs_when(project):
-    assert due(project, "PROFILE=smoke") == ["01_trains", "02_prints", "13_scoreboard"]
+    assert due(project, "PROFILE=smoke") == ["01_trains", "02_prints", "14_scoreboard"]
     first = make(project, "PROFILE=smoke", "reproduce")
     assert first.returncode == 0, first.stderr
-    assert executed(first) == ["01_trains", "02_prints", "13_scoreboard"]
-    assert first.stdout.index("13_scoreboard …") > first.stdout.index("01_trains done")
+    assert executed(first) == ["01_trains", "02_prints", "14_scoreboard"]
+    assert first.stdout.index("14_scoreboard …") > first.stdout.index("01_trains done")
     assert "Scoreboard, profile smoke" in first.stdout
     trained = runs(project)
     assert len(trained) == 3
@@ -88,14 +88,14 @@ def test_what_runs_when(project):
 
     assert due(project, "PROFILE=smoke") == []
     (project / "notebooks" / "02_prints.ipynb").touch()
-    assert due(project, "PROFILE=smoke") == ["02_prints", "13_scoreboard"]
+    assert due(project, "PROFILE=smoke") == ["02_prints", "14_scoreboard"]
     assert due(project, "PROFILE=smoke", "NOTEBOOKS=01") == []
     assert due(project, "PROFILE=smoke", "NOTEBOOKS=02") == ["02_prints"]
-    assert due(project, "PROFILE=smoke", "SEED=5", "NOTEBOOKS=01 13") == ["01_trains", "13_scoreboard"]
+    assert due(project, "PROFILE=smoke", "SEED=5", "NOTEBOOKS=01 13") == ["01_trains", "14_scoreboard"]
 
     gone = sorted(trained)[1]
     shutil.rmtree(project / "results" / "runs" / gone)
-    assert due(project, "PROFILE=smoke") == ["01_trains", "02_prints", "13_scoreboard"]
+    assert due(project, "PROFILE=smoke") == ["01_trains", "02_prints", "14_scoreboard"]
     assert executed(make(project, "PROFILE=smoke", "NOTEBOOKS=01", "reproduce")) == ["01_trains"]
     now = runs(project)
     assert set(now) == set(trained)
@@ -120,7 +120,7 @@ def test_a_failing_cell_is_told_the_others_still_run_and_the_scoreboard_is_print
     assert "Scoreboard, profile smoke" in failed.stdout
     partial = project / "results" / "smoke" / "notebooks" / "02_prints.failed.ipynb"
     assert "so far" in partial.read_text()
-    assert due(project, "PROFILE=smoke") == ["02_prints", "13_scoreboard"]
+    assert due(project, "PROFILE=smoke") == ["02_prints", "14_scoreboard"]
 
 
 @pytest.mark.parametrize(
