@@ -125,13 +125,17 @@ class Ledger:
         """Print this notebook's verdicts, of this machine's own runs, that were found before at this profile: they must
         come out again.
 
-        What chance could turn has no verdict *found before*; the table has all.
+        What chance could turn has no verdict *found before*; the table has all. If none is left, a line says why.
         """
         print("Verdicts that must come out again on this machine (what chance could turn stands in the table alone):")
         recorded = self.recorded()
-        for id, record in self._checked.items():
-            if self._found(load()[id]):
-                print(f"{id}: {self._own_record(load()[id], record, recorded)['verdict']}")
+        held = {id: record for id, record in self._checked.items() if self._found(load()[id])}
+        for id, record in held.items():
+            print(f"{id}: {self._own_record(load()[id], record, recorded)['verdict']}")
+        if not held:
+            known = any(claim.kind == "trained" and self._found(claim) for claim in load().values())
+            why = "chance could turn every one of them" if known else "at this profile none was found before"
+            print(f"none: {why}")
 
     def table(self, *, everything: bool = False) -> pd.DataFrame:
         """One row a claim: this notebook's, or with ``everything`` the whole ledger's.
