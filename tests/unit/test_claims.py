@@ -391,6 +391,21 @@ def test_printed_are_the_verdicts_of_this_machine_on_what_was_found_before(resul
     assert capsys.readouterr().out.splitlines()[1:] == ["accuracy: not reproduced", "trained: not reproduced"]
 
 
+@pytest.mark.parametrize(
+    ("found", "why"), [({"cpu": "reproduced"}, "chance could turn"), ({"gpu": "reproduced"}, "found before")]
+)
+def test_where_no_verdict_must_come_out_again_a_line_says_why(results, monkeypatch, capsys, found, why):
+    entries = {"new": claim(id="new"), "not checked": claim(id="not checked", kind="trained", found=found)}
+    for where in (module, ledger_module):
+        monkeypatch.setattr(where, "load", lambda: entries)
+    book = Ledger(profiles.load("cpu"))
+    book.check("new", Observed(-1.0, -1.1, -0.9, 3), quantity="q", runs=runs())
+    book.print_verdicts()
+    (line,) = capsys.readouterr().out.splitlines()[1:]
+    assert line.startswith("none: ")
+    assert why in line
+
+
 def test_what_is_left_to_the_recorded_runs_is_tested_here_only_where_there_are_none(results, monkeypatch):
     id = "lee2025.fig4.dcl"
     assert load()[id].recorded_only
