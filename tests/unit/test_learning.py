@@ -52,7 +52,9 @@ def test_the_encoder_trained_with_labels_beats_the_untrained_one(results, seed):
 
 def test_colour_alone_says_as_much_as_the_readme_of_the_data_says(results):
     readme = (paths.ROOT / "data" / "README.md").read_text()
-    said = r"gets ([\d.]+) % of the test images right at 16×16 pixels \(4,000 training images\), and ([\d.]+) % at 32×32"
+    said = (
+        r"gets ([\d.]+) % of the test images right at 16×16 pixels \(4,000 training images\), and ([\d.]+) % at 32×32"
+    )
     (percents,) = re.findall(said, readme)
     for percent, size, n in zip(percents, (16, 32), (4000, 6000), strict=True):
         config = Config(encoder="colour_moments", epochs=0, n_train=n, image_size=size, accelerator="cpu")
