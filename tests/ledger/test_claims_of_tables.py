@@ -127,7 +127,8 @@ def test_temperature_and_weight_are_chosen_together_for_every_loss_and_batch_siz
         agrees(claims[f"companion.tuned.both.{id}"], gains[loss, 32], *sides[loss, 32])
     beyond = [minus(gains[loss, 32], gains[loss, 256]) for loss in ("nt_xent", "dcl", "dhel")]
     every_side = itertools.chain(*sides.values())
-    agrees(claims["companion.tuned.both.small_batches"], list(map(statistics.fmean, zip(*beyond))), *every_side)
+    means = list(map(statistics.fmean, zip(*beyond, strict=True)))
+    agrees(claims["companion.tuned.both.small_batches"], means, *every_side)
 
 
 def test_colours_after_the_longer_training(table, claims):
