@@ -54,7 +54,7 @@ tests   = $(or $(shell awk -v id=$(call quoted,$(1)) '$$1=="-" && $$2=="id:" {on
 named  := $(NOTEBOOKS) $(foreach c,$(CLAIMS),$(call tests,$(c)))
 chosen := $(sort $(if $(strip $(named)),$(foreach n,$(named),$(or $(filter $(n)%,$(all)),$(error Unknown notebook '$(n)': expected one of $(all)))),$(all)))
 executed   = $(addprefix $(folder)/notebooks/,$(addsuffix .ipynb,$(1)))
-scoreboard := $(filter 14_%,$(all))
+scoreboard := $(filter %_scoreboard,$(all))
 
 bin := $(if $(VENV),$(VENV)/bin/)
 py  := $(if $(VENV),$(bin)python,python)

@@ -1,9 +1,11 @@
 """Directives for the pages of book/course/: what they say of notebooks and profiles is read where it stands."""
 
+import posixpath
 import re
 
 import course_frame
 from docutils import nodes
+from sources import PAGES
 from sphinx.util.docutils import SphinxDirective
 
 from companion import losses
@@ -41,14 +43,22 @@ class Map(SphinxDirective):
         return [nodes.raw("", f'<div class="course-map-frame">{picture}</div>', format="html")]
 
 
+def linked(text: str, folder: str) -> str:
+    """What stands in a file of that folder of the project, with its links as any page of the book can have them."""
+    pages = {theirs: name for name, theirs in PAGES.items()}
+
+    def link(target: re.Match) -> str:
+        path = posixpath.normpath(posixpath.join(folder, target[1]))
+        return "](/" + pages.get(path, path.removeprefix("book/"))
+
+    return re.sub(r"\]\((?!\w+:|#|/)([^)#\s]+)", link, text)
+
+
 def readme(found: list[course_frame.Notebook], part: str) -> str:
     """What stands in the README between two comments that name the part, with its links as the book has them."""
     text = (course_frame.ROOT / "README.md").read_text()
     start, end = text.index(f"<!-- {part} -->"), text.index(f"<!-- /{part} -->")
-    pages = {"results/reference/README.md": "/recorded.md", "data/README.md": "/data.md"}
-    text = re.sub(
-        r"\]\((?!\w+:|#|/)([^)#\s]+)", lambda link: f"]({pages.get(link[1], '/' + link[1])}", text[start:end]
-    ).partition("-->")[2]
+    text = linked(text[start:end].partition("-->")[2], "")
     # In the table of losses each function leads to its entry; what has no second picture needs no dash on a page.
     rows = (entries(line) if line.startswith("| ") else line for line in text.splitlines())
     return "\n".join(rows).replace(", – |", " |")
@@ -70,7 +80,7 @@ def needs(found: list[course_frame.Notebook]) -> str:
     lines = []
     for notebook in found:
         after = [other.number for other in found if notebook.name in other.needs and not other.collects]
-        first = notebook.read_first.replace("](", "](/notebooks/")
+        first = linked(notebook.read_first, "notebooks")
         lines.append(
             f"- {_link(notebook)}. Read first: {first}" + (f" It leads to {', '.join(after)}." if after else "")
         )
@@ -87,7 +97,7 @@ def sources(found: list[course_frame.Notebook]) -> str:
 
 def minutes(found: list[course_frame.Notebook]) -> str:
     """A table: what each notebook says of its own time."""
-    rows = [f"| {_link(notebook)} | {notebook.minutes} |" for notebook in found]
+    rows = [f"| {_link(notebook)} | {linked(notebook.minutes, 'notebooks')} |" for notebook in found]
     return "\n".join(["| notebook | minutes by profile |", "|---|---|", *rows])
 
 

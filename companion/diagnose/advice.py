@@ -99,7 +99,7 @@ def _gap(r: Reading) -> Advice | None:
         "Within-view negatives take away what the loss gains by a gap; so does one network, or one head, for both "
         "views. To see what the gap costs, subtract each view's own mean and read the embeddings again.",
         NOTEBOOK_07,
-        "Excessive separation is a modality gap",
+        "Excessive separation looks like a modality gap",
     )
 
 

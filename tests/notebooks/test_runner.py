@@ -91,7 +91,7 @@ def test_what_runs_when(project):
     assert due(project, "PROFILE=smoke") == ["02_prints", "14_scoreboard"]
     assert due(project, "PROFILE=smoke", "NOTEBOOKS=01") == []
     assert due(project, "PROFILE=smoke", "NOTEBOOKS=02") == ["02_prints"]
-    assert due(project, "PROFILE=smoke", "SEED=5", "NOTEBOOKS=01 13") == ["01_trains", "14_scoreboard"]
+    assert due(project, "PROFILE=smoke", "SEED=5", "NOTEBOOKS=01 14") == ["01_trains", "14_scoreboard"]
 
     gone = sorted(trained)[1]
     shutil.rmtree(project / "results" / "runs" / gone)
