@@ -4,6 +4,7 @@ import ast
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -305,6 +306,39 @@ def test_constraints_pin_every_dependency_within_its_bounds_and_name_no_address(
             continue
         pin = pins[plain(requirement.name)].split(" ;")[0]
         assert requirement.specifier.contains(pin), f"{text} against {pin}"
+
+
+PIP = """#!/bin/sh
+echo "$@" >> "{log}"
+case " $* " in {fails}) exit 1;; esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("fails", "installs"),
+    [("*nothing*", ["tested"]), ("*constraints*", ["tested", "newest"]), ("*install*", ["tested", "newest"])],
+    ids=["all pinned versions are there", "one is withdrawn", "no network"],
+)
+def test_setup_takes_the_tested_versions_else_the_newest_else_says_that_there_is_no_environment(
+    tmp_path, fails, installs
+):
+    log, python = tmp_path / "log", tmp_path / "python"
+    (tmp_path / "pip").write_text(PIP.format(log=log, fails=fails))
+    python.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exit 0\nmkdir -p "$3/bin" && cp "{tmp_path}/pip" "$3/bin/pip"\n')
+    for script in (tmp_path / "pip", python):
+        script.chmod(0o755)
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(paths.ROOT / name, tmp_path)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("CONTRASTIVE_", "MAKE"))}
+    command = ["make", f"PYTHON={python}", "VENV=env", "setup"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    calls = log.read_text().splitlines()
+    assert ["tested" if "-c constraints.txt" in call else "newest" for call in calls] == installs
+    assert all("train,course,oracles,book,browser,dev" in call for call in calls)
+    assert ("can be had" in done.stderr) == (len(installs) == 2)
+    succeeds = fails != "*install*"
+    assert (done.returncode == 0) == succeeds
+    assert (tmp_path / "env" / ".ready").exists() == succeeds
 
 
 def test_makefile_and_package_agree(monkeypatch):
