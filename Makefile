@@ -158,10 +158,11 @@ lint: $(ready) ## check the format of code and notebooks
 	$(bin)ruff format --check .
 	$(bin)ruff check .
 
-# Two files at a time; the scoreboard and the verdicts read what all the notebooks have filed.
+# Two files at a time, in this order: long ones first, so that neither process waits for the other at the end. The scoreboard and the
+# verdicts read what all the notebooks have filed.
 test: lint ## run every test, the committed notebooks included (always at the cpu profile)
-	CONTRASTIVE_PROFILE=cpu CONTRASTIVE_PROGRESS=off $(py) -m pytest -n 2 --dist loadfile \
-	  $(filter-out tests/ledger/,$(wildcard tests/*/)) --nbval-lax $(filter-out notebooks/$(scoreboard).ipynb,$(wildcard notebooks/*.ipynb))
+	CONTRASTIVE_PROFILE=cpu CONTRASTIVE_PROGRESS=off $(py) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --nbval-lax \
+	  $(filter-out notebooks/$(scoreboard).ipynb,$(wildcard notebooks/*.ipynb)) $(filter-out tests/ledger/,$(sort $(wildcard tests/*/)))
 	CONTRASTIVE_PROFILE=cpu CONTRASTIVE_PROGRESS=off $(py) -m pytest --nbval-lax notebooks/$(scoreboard).ipynb tests/ledger
 
 freeze: $(ready) ## re-execute the committed notebooks at the cpu profile, in place; their pictures go to docs/
