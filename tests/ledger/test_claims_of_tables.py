@@ -36,9 +36,9 @@ def table():
             config = json.loads(row["config"])
             method, design = config["method"], (config["image_size"], config["epochs"])
             setting = method.get("loss"), config["batch_size"], method.get("temperature")
-            usual = (
-                config["learning_rate"] == 0.5 and config["encoder"] == "small" and not method.get("loss_batch_size")
-            )
+            usual = config["encoder"] == "small" and not method.get("loss_batch_size")
+            if config["learning_rate"] != 0.5:
+                setting = *setting, config["learning_rate"]
             if config["encoder"] == "colour_moments":
                 found[config["image_size"], "colours"] = float(row["linear_accuracy"])
             if method["name"] == "contrastive" and config["epochs"] and usual:
@@ -131,6 +131,27 @@ def test_temperature_and_weight_are_chosen_together_for_every_loss_and_batch_siz
     agrees(claims["companion.tuned.both.small_batches"], means, *every_side)
 
 
+def test_learning_rates_are_chosen_with_and_without_the_term_at_both_temperatures(table, claims):
+    def side(tau, weight, rate, seeds=SEEDS):
+        return Side(table, SHORT, ("nt_xent", 32, tau, *([rate] if rate != 0.5 else [])), weight, seeds)
+
+    def held_out(choice):
+        return statistics.fmean(side(*choice, CHOOSING)["held out"])
+
+    rates, own, helped = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0), {}, {}
+    for tau in (0.2, 2.0):
+        own[tau] = side(*max(((tau, 0.0, rate) for rate in rates), key=held_out))
+        helped[tau] = side(*max(itertools.product([tau], (0.3, 1.0, 3.0, 10.0, 30.0), rates), key=held_out))
+        gain = minus(helped[tau]["accuracy"], own[tau]["accuracy"])
+        agrees(
+            claims[f"companion.tuned.rate.{'high_temperature' if tau == 2 else 'simclr'}"], gain, own[tau], helped[tau]
+        )
+    one = {tau: side(tau, 0.0, 0.5) for tau in own}
+    apart, apart_at_one = (minus(x[0.2]["accuracy"], x[2.0]["accuracy"]) for x in (own, one))
+    agrees(claims["companion.tuned.rate.temperature"], apart, *own.values())
+    agrees(claims["companion.tuned.rate.step"], minus(apart_at_one, apart), *own.values(), *one.values())
+
+
 def test_colours_after_the_longer_training(table, claims):
     simclr = Side(table, LONG, "simclr")
     assert set(simclr["colours"]) == {table[32, "colours"]}
@@ -140,7 +161,9 @@ def test_colours_after_the_longer_training(table, claims):
 def test_every_such_claim_was_looked_at(claims):
     asked = {id for id in load() if id.startswith(("companion.long.", "companion.tuned."))}
     assert asked == {id for id in claims if id.startswith(("companion.long.", "companion.tuned."))}
-    assert len(asked) == 1 + 4 + 6 + 5 + 4  # colours; one change at a time; chosen weights after either training; τ too
+    assert (
+        len(asked) == 1 + 4 + 6 + 5 + 4 + 4
+    )  # colours; one change at a time; chosen weights after either training; τ too; rates
 
 
 @pytest.mark.parametrize("folder", ["cpu", "cpu-long", "cpu-cifar10-jpeg"])
