@@ -98,9 +98,9 @@ help: ## print this help
 
 setup: $(ready) ## make .venv and install the package with its tools
 
-# A version that was tested can be withdrawn by its authors: that must not keep anyone from starting.
 everything := -e '.[train,course,oracles,book,browser,dev]'
 
+# A version that was tested can be withdrawn by its authors: that must not keep anyone from starting.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1): Python 3.11 or newer is needed; name one with PYTHON=…" >&2; exit 1; }

@@ -161,9 +161,8 @@ def test_colours_after_the_longer_training(table, claims):
 def test_every_such_claim_was_looked_at(claims):
     asked = {id for id in load() if id.startswith(("companion.long.", "companion.tuned."))}
     assert asked == {id for id in claims if id.startswith(("companion.long.", "companion.tuned."))}
-    assert (
-        len(asked) == 1 + 4 + 6 + 5 + 4 + 4
-    )  # colours; one change at a time; chosen weights after either training; τ too; rates
+    # colours; one change at a time; chosen weights after either training; τ too; rates
+    assert len(asked) == 1 + 4 + 6 + 5 + 4 + 4
 
 
 @pytest.mark.parametrize("folder", ["cpu", "cpu-long", "cpu-cifar10-jpeg"])
