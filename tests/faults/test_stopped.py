@@ -33,7 +33,7 @@ NEVER = 10**9  # steps
 
 @pytest.fixture
 def config(tiny):
-    return tiny.replace(n_train=1000, epochs=30, width=16)  # seconds after the first epoch
+    return tiny.replace(n_train=1000, epochs=15, width=16)  # seconds after the first epoch
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import io
+import symtable
 
 
 def names(node, context):
@@ -10,9 +11,18 @@ def names(node, context):
 
 
 def reads(statement):
-    """Names that a statement reads; ``x += 1`` reads x."""
+    """Names of the module that a statement reads, be it in a function that it defines; ``x += 1`` reads x."""
+
+    def inside(table):
+        own = table.get_type() == "module"
+        found = {name.get_name() for name in table.get_symbols() if name.is_referenced() and (own or name.is_global())}
+        return found.union(*map(inside, table.get_children()))
+
     added = (node.target for node in ast.walk(statement) if isinstance(node, ast.AugAssign))
-    return names(statement, ast.Load).union(*(names(target, ast.Store) for target in added))
+    source = ast.unparse(ast.fix_missing_locations(statement))
+    return inside(symtable.symtable(source, "<notebook>", "exec")).union(
+        *(names(target, ast.Store) for target in added)
+    )
 
 
 def bound(statement):

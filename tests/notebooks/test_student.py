@@ -11,7 +11,7 @@ import sys
 import nbformat
 import pytest
 from nbformat import v4
-from part import needed, parsed, reads, run
+from part import bound, names, needed, parsed, reads, run
 
 from companion import paths
 from companion.course import student
@@ -315,6 +315,18 @@ def test_no_solution_is_left(path, built):
 
 
 def test_only_what_an_exercise_needs_is_run():
+    check = """
+x = a
+y = x + 1
+for i, r in b:
+    z = r + x
+    z = c(z, i)
+def f(q, *, k=d):
+    w = q
+    return w + e + k
+"""
+    assert read_by(ast.parse(check).body) == {"a", "b", "c", "d", "e"}
+    assert read_by(ast.parse("n += 1\n[j for j in range(k)]\n(lambda t: t + m)(1)").body) == {"n", "k", "m"}
     source = """
 import math
 a = 1
@@ -343,8 +355,19 @@ def up_to_its_first_assertion(check):
     return check[: next(i for i, found in enumerate(asserts, 1) if found)]
 
 
-def read_by(*bodies):
-    return set().union(*(reads(statement) for body in bodies for statement in body)) - set(dir(builtins))
+def read_by(statements, made=frozenset()):
+    """Names that the statements read before they make them, if they do; ``made`` are there already."""
+    found, made = set(), set(made)
+    for statement in statements:
+        if isinstance(statement, ast.For):
+            found |= reads(ast.Expr(statement.iter)) - made
+            found |= read_by(statement.body, made | names(statement.target, ast.Store))
+            found |= read_by(statement.orelse, made)
+        else:
+            found |= reads(statement) - made
+            makes, surely = bound(statement)
+            made |= makes if surely else set()
+    return found - set(dir(builtins))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -369,7 +392,7 @@ def test_every_check_tells_a_stub_from_a_solution(path, built, tmp_path, monkeyp
         return needed([s for i, s in earlier if i not in checks or isinstance(s, ast.Import | ast.ImportFrom)], wanted)
 
     # The statements that any of them needs, run once, in the order of the notebook.
-    kept = {id(s) for i in exercises for s in before(i, read_by(stubs[i], firsts[i]))}
+    kept = {id(s) for i in exercises for s in before(i, read_by(stubs[i] + firsts[i]))}
     namespace = {"__name__": "__main__"}
     for i, body in enumerate(sources):
         if i in exercises:
