@@ -119,6 +119,21 @@ def test_align_uniform(views):
     close(losses.align_uniform(*views, weight=0.7, t=3), expected)
 
 
+def test_what_is_not_said_is_as_the_sources_have_it(views):
+    """Cosine similarity and α = t = 2 of Wang & Isola, σ of DCLW, ε of the case study, Lee et al.'s form of DHEL."""
+    z, (u, v), s, tau = views[0], (x.tolist() for x in views), naive.cosine, 0.3
+    close(losses.align(*views), naive.align(u, v, 2))
+    close(losses.uniform(z), naive.uniform(u, 2))
+    close(losses.align_uniform(*views), naive.align_uniform(u, v, weight=1))
+    close(losses.dclw(*views, temperature=tau), naive.dclw(u, v, s, tau, sigma=0.5))
+    close(losses.dhel(*views, temperature=tau), naive.dhel(u, v, s, tau, form="lee"))
+    close(losses.siglip(*views, scale=5, bias=-2), naive.siglip(u, v, s, 5, -2, within_view=False))
+    close(losses.spectral(*views), naive.spectral(u, v, s, within_view=False))
+    close(losses.clip(*views, temperature=tau), naive.clip(u, v, s, tau))
+    expected = naive.eps_sup_info_nce(u, Y, s, tau, epsilon=0.25)
+    close(losses.eps_sup_info_nce(z, torch.tensor(Y), temperature=tau), expected)
+
+
 def test_a_function_of_your_own_serves_as_similarity(views):
     u, v = views
     expected = naive.nt_xent(u.tolist(), v.tolist(), naive.dot, temperature=3)

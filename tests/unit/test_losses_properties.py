@@ -100,6 +100,7 @@ def test_learned_temperature_scale_and_bias_get_their_gradient():
 
 
 def test_logit_scale_starts_where_clip_starts_and_never_passes_its_largest_value():
+    assert losses.LogitScale(5, largest=5)().item() == pytest.approx(5)
     scale = losses.LogitScale()
     assert scale().item() == pytest.approx(1 / 0.07)
     optimizer = torch.optim.SGD(scale.parameters(), lr=1.0)
