@@ -133,7 +133,7 @@ endif
 
 reference: ## record the experiments of `cpu` with ten seeds in results/reference/: hours; resumes; PROFILE=long: trained longer
 	@exec $(MAKE) reproduce PROFILE=$(or $(filter long,$(profile)),reference) CLAIMS= \
-	  NOTEBOOKS='$(if $(strip $(named)),$(chosen),$(if $(filter long,$(profile)),08 09,02 03 04 05 07 08 09 10 11 12))'
+	  NOTEBOOKS='$(if $(strip $(named)),$(chosen),$(if $(filter long,$(profile)),08 09 13,02 03 04 05 07 08 09 10 11 12))'
 
 merge: $(ready) ## add what another machine computed to results/reference/: FROM=user@host:path/to/results INTO=gpu-cifar10-jpeg
 	@$(py) -m companion.course.merge $(if $(WEIGHTS),--weights) -- $(call quoted,$(FROM)) $(call quoted,$(INTO))
