@@ -167,6 +167,7 @@ def test_sound_tensors_stand_for_their_number_and_have_a_gradient(name, hyperpar
     learned = torch.tensor(0.25, requires_grad=True)
     value = call(name, U, V, **{hyperparameter: learned})
     assert value.item() == pytest.approx(call(name, U, V, **{hyperparameter: 0.25}).item(), rel=1e-6)
+    assert call(name, U, V, **{hyperparameter: learned.reshape(1, 1)}).shape == ()
     value.backward()
     assert torch.isfinite(learned.grad)
 

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_cases import ALL, LABELS, NO_SIMILARITY, SYMMETRIC, TWO_VIEWS, WITH_LABELS, call
@@ -183,6 +184,19 @@ def test_value_and_gradient_are_finite_at_the_edges(name, edge, similarity, dtyp
     value, gradients = value_and_gradients(name, *(x.to(dtype) for x in EDGES[edge]), **options)
     assert torch.isfinite(value)
     assert all(torch.isfinite(g).all() for g in gradients)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name not in NO_SIMILARITY])
+def test_the_shortest_embeddings_have_the_gradient_of_torchs_own_normalisation(name):
+    u, v = views()
+    u = torch.cat([u[:1] * 1e-13, u[1:]])  # shorter than what F.normalize divides by at least
+
+    def plain(a, b):
+        return F.normalize(a, dim=1) @ F.normalize(b, dim=1).T
+
+    ours, theirs = (value_and_gradients(name, u, v, similarity=similarity) for similarity in (cosine, plain))
+    for observed, expected in zip((ours[0], *ours[1]), (theirs[0], *theirs[1]), strict=True):
+        torch.testing.assert_close(observed, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["info_nce", "clip", "nt_xent", "dcl", "dclw", "dhel"])
