@@ -225,6 +225,12 @@ def test_negative_gradient_is_that_of_the_clip_loss():
     torch.testing.assert_close(theory.negative_gradient(s, temperature=0.3), slope)
 
 
+def test_negative_gradient_of_several_batches_is_that_of_each():
+    several = torch.stack([similarities(4, seed) for seed in range(3)])
+    each = torch.stack([theory.negative_gradient(s, temperature=0.3) for s in several])
+    torch.testing.assert_close(theory.negative_gradient(several, temperature=0.3), each)
+
+
 @given(m=st.integers(3, 10), seed=SEEDS, temperature=st.floats(0.05, 2))
 def test_the_gradient_of_every_negative_grows_as_the_batch_shrinks(m, seed, temperature):
     s = similarities(m, seed)
