@@ -111,10 +111,21 @@ def test_the_p_value_is_that_of_a_t_test_against_the_nearest_end():
     assert identity(0.5).p_value(0, 1) == 0
 
 
-def test_a_prediction_interval_foretells_nineteen_of_twenty():
+@pytest.mark.parametrize("value", [0.2, 0.9])
+def test_a_value_outside_its_interval_is_told(value):
+    with pytest.raises(CompanionError, match=f"Observed {value} in .* expected a finite value inside"):
+        Observed(value, 0.4, 0.6, 3)
+
+
+@pytest.mark.parametrize(("n", "others"), [(10, 3), (3, 10), (4, 40)])
+def test_a_prediction_interval_foretells_nineteen_of_twenty(n, others):
     rng = np.random.default_rng(0)
-    hits = [over_seeds(rng.normal(size=10)).foretells(over_seeds(rng.normal(size=3))) for _ in range(2000)]
-    assert np.mean(hits) == pytest.approx(0.95, abs=0.02)
+    hits = [over_seeds(rng.normal(size=n)).foretells(over_seeds(rng.normal(size=others))) for _ in range(2000)]
+    assert np.mean(hits) == pytest.approx(0.95, abs=0.012)
+
+
+def test_what_is_far_off_is_not_foretold():
+    rng = np.random.default_rng(0)
     assert not over_seeds(rng.normal(size=10)).foretells(over_seeds(rng.normal(size=3) + 5))
     assert identity(1.0).foretells(identity(1.0 + 1e-9))
     assert not identity(1.0).foretells(identity(1.01))
