@@ -119,9 +119,12 @@ def test_a_value_outside_its_interval_is_told(value):
 
 @pytest.mark.parametrize(("n", "others"), [(10, 3), (3, 10), (4, 40)])
 def test_a_prediction_interval_foretells_nineteen_of_twenty(n, others):
-    rng = np.random.default_rng(0)
-    hits = [over_seeds(rng.normal(size=n)).foretells(over_seeds(rng.normal(size=others))) for _ in range(2000)]
-    assert np.mean(hits) == pytest.approx(0.95, abs=0.012)
+    """The distance of two means, in standard deviations of the first sample, that one in twenty exceeds."""
+    first, second = (np.random.default_rng(n).normal(size=(200_000, k)) for k in (n, others))
+    edge = np.quantile(abs(first.mean(1) - second.mean(1)) / first.std(1, ddof=1), 0.95)
+    sample = stats.zscore(np.arange(n), ddof=1)
+    for share, expected in ((0.98, True), (1.02, False), (-0.98, True), (-1.02, False)):
+        assert over_seeds(sample).foretells(Observed(share * edge, -9, 9, others)) == expected
 
 
 def test_what_is_far_off_is_not_foretold():
