@@ -138,7 +138,7 @@ def test_learning_rates_are_chosen_with_and_without_the_term_at_both_temperature
     def held_out(choice):
         return statistics.fmean(side(*choice, CHOOSING)["held out"])
 
-    rates, own, helped = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0), {}, {}
+    rates, own, helped = (0.03125, 0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0), {}, {}
     for tau in (0.2, 2.0):
         own[tau] = side(*max(((tau, 0.0, rate) for rate in rates), key=held_out))
         helped[tau] = side(*max(itertools.product([tau], (0.3, 1.0, 3.0, 10.0, 30.0), rates), key=held_out))
