@@ -5,6 +5,8 @@ locks: they vanish with the process that holds them, even after ``kill -9``.
 """
 
 import contextlib
+import functools
+import json
 import os
 import shutil
 import socket
@@ -17,6 +19,10 @@ from filelock import FileLock, Timeout
 
 from companion import paths
 from companion.errors import CompanionError, whole
+
+# Raise this when a change to the training code, or of a default of `companion.training.Config`, changes the numbers
+# that a run gives: stored runs are then trained anew.
+TRAINING_VERSION = 2
 
 
 def write(path: Path, content: bytes | str) -> None:
@@ -120,3 +126,27 @@ def publish(partial: Path, final: Path) -> None:
         os.rename(partial, final)
     except OSError as error:
         raise CompanionError(f"Cannot store {final} ({error.strerror or error}).") from error
+
+
+def outdated() -> list[str]:
+    """Names of the runs in the store that another version of the training code made. Nothing reads them any more."""
+    found = []
+    for path in sorted(paths.runs().glob("[!.]*")):
+        try:
+            version = json.loads((path / "config.json").read_text()).get("training_version")
+        except (OSError, ValueError, AttributeError, RecursionError):
+            version = None
+        if version != TRAINING_VERSION:
+            found.append(path.name)
+    return found
+
+
+@functools.cache
+def say_outdated() -> None:
+    """Tell once where runs of another version lie."""
+    names = outdated()
+    if names:
+        print(
+            f"{len(names)} runs in {paths.runs()} come from another version of the training code; they are ignored. "
+            f"Remove them to free space, the first is {names[0]}."
+        )

@@ -2,7 +2,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from companion.training import Config, data, recorded, runs
+from companion import store
+from companion.training import Config, data, recorded
 
 settings.register_profile("companion", deadline=None)  # timing never decides a test
 settings.load_profile("companion")
@@ -38,7 +39,7 @@ def results(tmp_path, monkeypatch):
 @pytest.fixture
 def forget():
     """Nothing that was read or told in this process is remembered, neither from before the test nor after it."""
-    caches = (data._load_whole, data.identity, recorded.read, runs.say_outdated)
+    caches = (data._load_whole, data.identity, recorded.read, store.say_outdated)
 
     def clear():
         for cache in caches:

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from companion.errors import CompanionError, choose, share, whole
+from companion.store import TRAINING_VERSION
 from companion.training import Batch, Config, Contrastive, SimCLR, Views, data
-from companion.training.config import TRAINING_VERSION
 from companion.training.methods.contrastive import ContrastiveMethod
 from companion.training.settings import Settings
 

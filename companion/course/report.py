@@ -6,7 +6,7 @@ import sys
 from companion.course import profiles
 from companion.errors import command
 from companion.ledger import Ledger, scoreboard
-from companion.training.runs import say_outdated
+from companion.store import say_outdated
 
 
 @command

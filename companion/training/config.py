@@ -5,14 +5,11 @@ import json
 from dataclasses import dataclass, fields
 
 from companion.errors import CompanionError, choose, positive, whole
+from companion.store import TRAINING_VERSION
 from companion.training.augment import AUGMENTATIONS, SimCLR
 from companion.training.encoders import ENCODERS
 from companion.training.methods import METHODS, Contrastive
 from companion.training.settings import Settings, from_dict
-
-# Raise this when a change to the training code, or of a default here, changes the numbers that a run gives: stored runs
-# are then trained anew.
-TRAINING_VERSION = 2
 
 EMBEDDED = "eurosat-subset"  # the data set that lies in the repository
 EMOJI = "emoji"  # and that of drawings with names: see companion.training.emoji

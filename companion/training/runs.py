@@ -14,8 +14,9 @@ from torch import Tensor
 
 from companion import metrics, paths
 from companion.errors import CompanionError
+from companion.store import TRAINING_VERSION
 from companion.training import data, emoji, encoders, planned, probe
-from companion.training.config import EMOJI, TRAINING_VERSION, Config, from_json
+from companion.training.config import EMOJI, Config, from_json
 from companion.training.loop import seeded
 from companion.training.methods import Clip, Method
 from companion.training.pairs import measure as measure_pairs
@@ -163,19 +164,6 @@ def initial(config: Config) -> Method:
     return method.to(memory_format=torch.channels_last).eval()
 
 
-def outdated() -> list[str]:
-    """Names of the runs in the store that another version of the training code made. Nothing reads them any more."""
-    found = []
-    for path in sorted(paths.runs().glob("[!.]*")):
-        try:
-            version = json.loads((path / "config.json").read_text()).get("training_version")
-        except (OSError, ValueError, AttributeError, RecursionError):
-            version = None
-        if version != TRAINING_VERSION:
-            found.append(path.name)
-    return found
-
-
 @torch.no_grad()
 def two_views(method: Method, config: Config, images, pairs: int) -> tuple[Tensor, Tensor, Tensor]:
     """Projections u, v (k, d) of two augmented views of k = ``pairs`` images, and their labels (k,).
@@ -279,14 +267,3 @@ def baseline_probe(train: Tensor, labels: Tensor, *tests: tuple[Tensor, Tensor])
 
 def _device(method: Method) -> torch.device:
     return next(method.parameters()).device
-
-
-@functools.cache
-def say_outdated() -> None:
-    """Tell once where runs of another version lie."""
-    names = outdated()
-    if names:
-        print(
-            f"{len(names)} runs in {paths.runs()} come from another version of the training code; they are ignored. "
-            f"Remove them to free space, the first is {names[0]}."
-        )

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import update_bn
 from companion import metrics, paths, store
 from companion.errors import CompanionError, whole
 from companion.training import emoji, engines, planned, processes, progress
-from companion.training.config import TRAINING_VERSION, Config
+from companion.training.config import Config
 from companion.training.loop import train
 from companion.training.methods import Clip
 from companion.training.pairs import track as track_pairs
@@ -216,7 +216,7 @@ def _train_on(fabric: Fabric, config: Config, final: Path) -> None:
     store.write(partial / "weights.safetensors", safetensors.torch.save(weights))
     store.write(partial / "history.csv", pd.DataFrame(history).to_csv(index=False))
     store.write(partial / "metrics.json", json.dumps(measure(method, config, images), indent=1))
-    described = {"training_version": TRAINING_VERSION} | config.to_dict()
+    described = {"training_version": store.TRAINING_VERSION} | config.to_dict()
     store.write(partial / "config.json", json.dumps(described, indent=1))
     made_with = provenance(fabric.device, fabric.world_size) | {"seconds": round(time.perf_counter() - started, 1)}
     store.write(partial / "environment.json", json.dumps(made_with, indent=1))

@@ -279,7 +279,7 @@ def test_the_seed_of_a_run_splits_the_emoji():
 def test_a_run_of_an_image_folder_is_read_with_the_folder_that_is_given(tmp_path):
     import json
 
-    from companion.training.config import TRAINING_VERSION
+    from companion.store import TRAINING_VERSION
 
     config = Config(dataset="imagefolder:/elsewhere")
     (tmp_path / "config.json").write_text(json.dumps({"training_version": TRAINING_VERSION} | config.to_dict()))

@@ -220,9 +220,10 @@ def test_what_is_missing_is_named_with_its_extra(module, missing, extra):
         assert missing in done.stderr
 
 
-def test_the_runner_of_a_notebook_starts_without_torch():
-    """It would take seconds before each kernel, which imports torch anyway."""
-    done = import_alone("course.execute", ["torch"])
+@pytest.mark.parametrize("module", ["course.execute", "course.report"])
+def test_what_runs_a_notebook_and_what_prints_the_scoreboard_start_without_torch(module):
+    """It would take seconds before each kernel, which imports torch anyway, and before each scoreboard."""
+    done = import_alone(module, ["torch"])
     assert done.returncode == 0, done.stderr
 
 

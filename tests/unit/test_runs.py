@@ -11,11 +11,11 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from companion import paths
+from companion import paths, store
 from companion.errors import CompanionError
+from companion.store import TRAINING_VERSION
 from companion.training import Config, Labelled, probe, run, runs, table
 from companion.training.augment import Unchanged
-from companion.training.config import TRAINING_VERSION
 from companion.training.data import Data, Split
 from companion.training.methods.base import Method
 from companion.training.provenance import provenance
@@ -252,12 +252,12 @@ def test_the_probe_of_an_encoder_is_scikit_learns_on_features_of_length_one(imag
 
 
 def test_a_run_of_another_version_is_named_and_told_once(tiny, results, capsys, forget):
-    assert runs.outdated() == []
-    runs.say_outdated()
+    assert store.outdated() == []
+    store.say_outdated()
     assert capsys.readouterr().out == ""
     forget()
     good = run(tiny.replace(epochs=0))
-    assert runs.outdated() == []
+    assert store.outdated() == []
     for name, text in (
         ("older", json.dumps({"training_version": TRAINING_VERSION - 1})), ("without", "{}"), ("broken", "{half"),
         ("list", "[1]"), ("empty", None),
@@ -265,10 +265,10 @@ def test_a_run_of_another_version_is_named_and_told_once(tiny, results, capsys, 
         (results / "runs" / name).mkdir()
         if text is not None:
             (results / "runs" / name / "config.json").write_text(text)
-    assert runs.outdated() == ["broken", "empty", "list", "older", "without"]
-    assert good.key not in runs.outdated()
-    runs.say_outdated()
-    runs.say_outdated()
+    assert store.outdated() == ["broken", "empty", "list", "older", "without"]
+    assert good.key not in store.outdated()
+    store.say_outdated()
+    store.say_outdated()
     told = capsys.readouterr().out
     assert told.count("\n") == 1
     assert "5 runs in" in told
