@@ -97,6 +97,12 @@ def test_bad_values_are_told(changes, expected):
         Config().replace(**changes)
 
 
+@pytest.mark.parametrize("part", [SimCLR(), Labelled()])
+def test_a_value_that_a_part_does_not_have_is_told(part):
+    with pytest.raises(CompanionError, match="Unknown parameter 'taw': expected one of"):
+        part.replace(taw=0.2)
+
+
 def test_whole_numbers_and_floats_are_one_config_with_one_key():
     base = Config()
     assert base.replace(vrns=30) == base.replace(vrns=30.0)
@@ -236,6 +242,8 @@ def test_a_flat_row_has_every_value_once():
     assert (row["method"], row["augmentation"], row["margin"], row["m"]) == ("labelled", "none", 0.5, 128)
     assert not any(isinstance(value, dict) for value in row.values())
     assert Config().replace(loss_batch_size=32).flat()["m"] == 32
+    assert "-m32of128-" in Config().replace(batch_size=128, loss_batch_size=32).key("data")
+    assert "-m128-" in Config().replace(batch_size=128).key("data")
 
 
 share = st.floats(0, 1)
@@ -303,6 +311,10 @@ def test_a_config_comes_back_from_json(config):
         pytest.param("[" * 100_000, "is not the description of a run", id="nested deeply"),
         ("{}", "is not the description of a run: 'augmentation'"),
         (json.dumps(Config().to_dict() | {"method": "nt_xent"}), "method is 'nt_xent': expected a dictionary"),
+        (
+            json.dumps(Config().to_dict() | {"method": {"vrns": 30}}),
+            r"method is {'vrns': 30}: expected a .* with a name",
+        ),
         (json.dumps(Config().to_dict() | {"method": {"name": "simclr"}}), "Unknown method 'simclr'.*[^.]\\.$"),
         (json.dumps(Config().to_dict() | {"method": {"name": "contrastive", "tau": 1}}), "Unknown argument of method"),
         (json.dumps(Config().to_dict() | {"epoch": 3}), "Unknown parameter 'epoch'.*Did you mean 'epochs'"),

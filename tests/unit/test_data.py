@@ -5,6 +5,7 @@ import hashlib
 import pickle
 import re
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,14 +125,16 @@ def test_torchvision_fashion_mnist_from_files_that_are_there(tmp_path, monkeypat
     raw.mkdir(parents=True)
     generator = np.random.default_rng(0)
     images, labels = generator.integers(256, size=(30, 28, 28), dtype=np.uint8), np.arange(30, dtype=np.uint8) % 10
-    for split in ("train", "t10k"):
-        write_idx(raw / f"{split}-images-idx3-ubyte", images)
-        write_idx(raw / f"{split}-labels-idx1-ubyte", labels)
+    for split, turn in (("train", lambda x: x), ("t10k", np.flip)):
+        write_idx(raw / f"{split}-images-idx3-ubyte", turn(images))
+        write_idx(raw / f"{split}-labels-idx1-ubyte", turn(labels))
     monkeypatch.setenv("CONTRASTIVE_DATA", str(tmp_path))
     loaded = data.load("fashion-mnist", image_size=28, n_train=30)
     assert loaded.train.images.shape == (30, 1, 28, 28)
     assert (loaded.train.images[:, 0].numpy() == images).all()
-    assert (loaded.test.labels.numpy() == labels).all()
+    assert (loaded.train.labels.numpy() == labels).all()
+    assert (loaded.test.images[:, 0].numpy() == np.flip(images)).all()
+    assert (loaded.test.labels.numpy() == np.flip(labels)).all()
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -142,29 +145,34 @@ def test_torchvision_cifar_from_files_that_are_there(name, tmp_path, monkeypatch
     generator = np.random.default_rng(0)
     pixels = generator.integers(256, size=(20, 3, 32, 32), dtype=np.uint8)
     key = "labels" if name == "cifar10" else "fine_labels"
-    batch = pickle.dumps({"data": pixels.reshape(20, -1), key: list(range(10)) * 2})
-    for file, _ in source.train_list + source.test_list:
-        (folder / file).write_bytes(batch)
+    labels = list(range(10)) * 2
+    for files, x, y in ((source.train_list, pixels, labels), (source.test_list, 255 - pixels, labels[::-1])):
+        for file, _ in files:
+            (folder / file).write_bytes(pickle.dumps({"data": x.reshape(20, -1), key: y}))
     (folder / source.meta["filename"]).write_bytes(pickle.dumps({source.meta["key"]: ["class"] * 10}))
     monkeypatch.setattr(source, "_check_integrity", lambda self: True)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
     monkeypatch.setenv("CONTRASTIVE_DATA", str(tmp_path))
     loaded = data.load(name, image_size=32, n_train=20 * len(source.train_list))
     assert (loaded.train.images[:20].numpy() == pixels).all()
-    assert (loaded.test.images.numpy() == pixels).all()
-    assert loaded.test.labels.tolist() == list(range(10)) * 2
+    assert loaded.train.labels[:20].tolist() == labels
+    assert (loaded.test.images.numpy() == 255 - pixels).all()
+    assert loaded.test.labels.tolist() == labels[::-1]
 
 
 def test_torchvision_svhn_from_files_that_are_there(tmp_path, monkeypatch):
     generator = np.random.default_rng(0)
     pixels = generator.integers(256, size=(32, 32, 3, 20), dtype=np.uint8)
-    for split in ("train", "test"):
-        scipy.io.savemat(tmp_path / f"{split}_32x32.mat", {"X": pixels, "y": np.arange(20)[:, None] % 10 + 1})
+    labels = np.arange(20)[:, None] % 10 + 1
+    scipy.io.savemat(tmp_path / "train_32x32.mat", {"X": pixels, "y": labels})
+    scipy.io.savemat(tmp_path / "test_32x32.mat", {"X": 255 - pixels, "y": labels[::-1]})
     monkeypatch.setattr(data._TORCHVISION["svhn"][0], "_check_integrity", lambda self: True)
     monkeypatch.setenv("CONTRASTIVE_DATA", str(tmp_path))
     loaded = data.load("svhn", image_size=32, n_train=20)
     assert (loaded.train.images.numpy() == pixels.transpose(3, 2, 0, 1)).all()
-    assert loaded.test.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0] * 2  # the digit 0 is stored as 10
+    assert (loaded.test.images.numpy() == 255 - pixels.transpose(3, 2, 0, 1)).all()
+    digits = [1, 2, 3, 4, 5, 6, 7, 8, 9, 0] * 2  # the digit 0 is stored as 10
+    assert (loaded.train.labels.tolist(), loaded.test.labels.tolist()) == (digits, digits[::-1])
 
 
 @pytest.fixture
@@ -410,8 +418,13 @@ def test_what_cannot_be_measured_is_told_before_it_is_trained(tmp_path, results)
             load(folder, n_train=8, n_validation=0)
 
 
-def test_the_identity_of_an_image_folder_is_that_of_its_images(image_folder, forget):
+def test_the_identity_of_an_image_folder_is_that_of_its_images(image_folder, forget, monkeypatch):
     before = data.identity(f"imagefolder:{image_folder}")
+    with monkeypatch.context() as changed:  # each disk lists files in an order of its own
+        listed = Path.rglob
+        changed.setattr(Path, "rglob", lambda *given: reversed(list(listed(*given))))
+        forget()
+        assert data.identity(f"imagefolder:{image_folder}") == before
     for junk in (".DS_Store", "train/.DS_Store", "train/dark/Thumbs.db", "notes.png"):
         (image_folder / junk).write_text("left by a file manager")
     forget()

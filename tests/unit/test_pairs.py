@@ -152,6 +152,41 @@ def test_the_probe_of_pairs_is_tested_on_unseen_concepts_by_seen_artists(data):
     assert pairs._probe(draw, data)["linear_accuracy"] == 1
 
 
+def test_drawings_are_matched_about_the_mean_of_what_was_trained_on(data):
+    """By a loop over the ordered pairs of artists; all lies far from the origin, on one side."""
+    g, draw = torch.Generator().manual_seed(0), {}
+    for part, concepts in data.parts.items():
+        at = torch.randn(len(concepts), 6, generator=g)
+        for artist in emoji.ARTISTS:
+            of = {
+                kind: at + 0.5 * torch.randn(at.shape, generator=g) + 5 for kind in ("features", "projection", "pixels")
+            }
+            draw[part, artist] = of
+    found = pairs._cross(draw, data)
+    for kind in ("features", "projection", "pixels"):
+        mean = np.concatenate([draw["train", artist][kind].numpy() for artist in data.artists]).mean(0)
+        for part in ("validation", "test"):
+            z = {artist: draw[part, artist][kind].numpy() - mean for artist in emoji.ARTISTS}
+            z = {artist: x / np.linalg.norm(x, axis=1, keepdims=True) for artist, x in z.items()}
+            for k in (1, 5):
+                expected = np.mean([by_hand(z[a] @ z[b].T, k) for a in z for b in z if a != b])
+                assert 0.1 < expected < 0.98
+                assert found[f"{part}_cross_{kind}_r{k}"] == pytest.approx(expected, abs=0.003)
+
+
+@pytest.mark.parametrize(("artists", "compared"), [("noto+twemoji", ("noto", "twemoji")), ("fluent", ("fluent",) * 2)])
+def test_the_similarities_of_a_run_on_drawings_are_those_of_its_artists(artists, compared):
+    config = QUICK.replace(second="artist", artists=artists)
+    data, method = emoji.load(image_size=32, n_train=200, n_validation=40, artists=artists), runs.initial(config)
+    found = pairs.measure(method, config, data)
+    with torch.no_grad():
+        images = [data.parts["test"].drawn(artist).float() / 255 for artist in compared]
+        u, v = (F.normalize(method.model.projector(method.embed(x)), dim=1) for x in images)
+    assert found["positive_mean"] == pytest.approx((u * v).sum(1).mean().item(), abs=1e-5)
+    assert found["alignment"] == pytest.approx((u - v).square().sum(1).mean().item(), abs=1e-4)
+    assert "scale" not in found
+
+
 def test_the_history_holds_recalls_of_validation_concepts_beside_those_of_training(data):
     method = runs.initial(QUICK)
     found, part = pairs.track(method, QUICK, data), data.parts["validation"]
