@@ -135,3 +135,53 @@ def test_the_table_says_how_far_and_does_not_divide_by_nothing():
     text = table.text(diagnose(torch.ones(9, 3), torch.ones(9, 3), labels=[0] * 9))
     assert "same or different        0 " in text
     assert "nan" not in text
+
+
+def rows_of(r):
+    return {row.name: row for rows in table.tables(r).values() for row in rows}
+
+
+def test_every_number_of_the_table_stands_in_the_row_that_names_it():
+    """Computed anew, pair by pair where it is about pairs."""
+    (u, v), n = random(40, 6), 1000
+    rows = rows_of(diagnose(u, v, n=n, scale=10, bias=-10))
+    a, b = (torch.nn.functional.normalize(z, dim=1) for z in (u, v))
+    others = ~torch.eye(40, dtype=torch.bool)
+    within, across, positive = (a @ a.T)[others], (a @ b.T)[others], (a * b).sum(1)
+    energy = torch.linalg.svdvals(a).square() / 40
+    optimum, ends = theory.siglip_optimum(n, 10.0, -10.0), theory.siglip_boundaries(n, 10.0)
+    for name, expected in {
+        "positive pairs": f"{positive.mean():.4f} ± {positive.std(correction=0):.4f}",
+        "negatives, across views": f"{across.mean():.4f} ± {across.std(correction=0):.4f}",
+        "… their variance": f"{across.var(correction=0):.4g}",
+        "negatives within u": f"{within.mean():.4f} ± {within.std(correction=0):.4f}",
+        "negatives within v": f"{(b @ b.T)[others].mean():.4f} ± {(b @ b.T)[others].std(correction=0):.4f}",
+        "alignment": f"{(a - b).square().sum(1).mean():.4f}",
+        "uniformity of u": f"{(2 * within - 2).mul(2).exp().mean().log():.4f}",
+        "uniformity of v": f"{(2 * (b @ b.T)[others] - 2).mul(2).exp().mean().log():.4f}",
+        "modality gap": f"{(a.mean(0) - b.mean(0)).norm():.4f}",
+        "mean negative - target": f"{across.mean() + 1 / (n - 1):.4g}",
+        "phase of the optimum": "aligned",
+        "s_pos, s_neg there": f"{optimum.s_pos:.4f}, {optimum.s_neg:.4g}",
+        "phases end at a bias of": f"{ends[0]:.3f}, {ends[1]:.3f}",
+    }.items():
+        assert rows[name].value == expected, name
+    assert rows["participation ratio"].value.split(", ")[0] == f"{1 / energy.square().sum():.1f}"
+    assert rows["length of the mean"].value.split(", ")[1] == f"{b.mean(0).norm():.3f}"
+    assert rows["uniformity of v"].meaning == "all pairs"
+    assert not {"phase of the optimum", "mean negative - target"} & set(rows_of(diagnose(u, v)))
+
+
+def test_the_table_says_what_does_not_bind_what_there_is_not_and_what_was_sampled():
+    u, v = random(80, 5)
+    r = diagnose(u, v, max_pairs=1000)
+    rows, found = rows_of(r), r.u.uniformity
+    assert found.low < found.value < found.high
+    assert rows["uniformity of u"].value == f"{found.value:.4f} [{found.low:.4f}, {found.high:.4f}]"
+    assert rows["uniformity of v"].meaning == f"a sample of {found.pairs:,} pairs"
+    assert rows_of(diagnose(*theory.shifted_simplex(10, 10, 0.4)))["bound on positives"].value == "0.6800"  # 1 - 2 a²
+    one = rows_of(diagnose(theory.simplex_etf(12, 11), theory.simplex_etf(12, 11)))
+    assert one["bound on positives"].value == "1 (does not bind)"
+    two = rows_of(diagnose(torch.eye(2), -torch.eye(2), scale=1, bias=5))
+    assert two["bound on positives"].value == "none"
+    assert "phases end at a bias of" not in two
