@@ -235,14 +235,19 @@ def test_a_run_takes_all_images_and_its_probe_and_baseline_the_labelled_ones(stl
     assert row[["linear_accuracy", "supervised_accuracy", "pixels_accuracy"]].between(0, 1).all()
 
 
-def test_a_data_set_that_is_nowhere_says_where_it_was_looked_for(tmp_path, results, monkeypatch):
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize(("name", "module"), [("cifar10", "cifar"), ("svhn", "svhn"), ("eurosat", "eurosat")])
+def test_a_data_set_that_is_nowhere_says_where_it_was_looked_for(tmp_path, results, monkeypatch, name, module, there):
     def offline(*_, **__):
         raise OSError("no network")
 
-    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", offline)
+    for function in ("download_and_extract_archive", "download_url"):
+        monkeypatch.setattr(f"torchvision.datasets.{module}.{function}", offline, raising=False)
     monkeypatch.setenv("CONTRASTIVE_DATA", str(tmp_path / "mine"))
-    with pytest.raises(CompanionError, match=r"cifar10 was found in none of .*mine.*no network.*DATA=") as told:
-        data.load("cifar10", image_size=32, n_train=10)
+    if there:
+        (tmp_path / "mine").mkdir()
+    with pytest.raises(CompanionError, match=rf"{name} was found in none of .*mine.*no network.*DATA=") as told:
+        data.load(name, image_size=32, n_train=10)
     assert EMBEDDED in str(told.value)
 
 
