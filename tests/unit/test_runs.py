@@ -13,7 +13,6 @@ from torch import nn
 
 from companion import paths, store
 from companion.errors import CompanionError
-from companion.store import TRAINING_VERSION
 from companion.training import Config, Labelled, probe, run, runs, table
 from companion.training.augment import Unchanged
 from companion.training.data import Data, Split
@@ -39,7 +38,7 @@ def test_a_run_is_stored_whole_and_loaded_the_next_time(tiny, results):
     assert {"loss", "positive_mean", "negative_variance"} <= set(found.history)
     assert all(math.isfinite(value) for value in found.metrics.values())
     assert {"python", "torch", "torchvision", "device", "commit", "seconds"} == set(found.provenance)
-    assert json.loads((found.path / "config.json").read_text())["training_version"] == TRAINING_VERSION
+    assert json.loads((found.path / "config.json").read_text())["training_version"] == store.TRAINING_VERSION
     modified = (found.path / "metrics.json").stat().st_mtime_ns
     assert run(tiny).metrics == found.metrics
     assert (found.path / "metrics.json").stat().st_mtime_ns == modified
@@ -259,7 +258,7 @@ def test_a_run_of_another_version_is_named_and_told_once(tiny, results, capsys, 
     good = run(tiny.replace(epochs=0))
     assert store.outdated() == []
     for name, text in (
-        ("older", json.dumps({"training_version": TRAINING_VERSION - 1})), ("without", "{}"), ("broken", "{half"),
+        ("older", json.dumps({"training_version": store.TRAINING_VERSION - 1})), ("without", "{}"), ("broken", "{half"),
         ("list", "[1]"), ("empty", None),
     ):  # fmt: skip
         (results / "runs" / name).mkdir()
@@ -325,7 +324,7 @@ def test_metrics_without_accuracies_are_no_metrics(tiny, results):
 def test_a_run_of_another_version_is_not_taken_for_one_of_this(tiny, results):
     found = run(tiny.replace(epochs=0))
     described = json.loads((found.path / "config.json").read_text())
-    for version in ({"training_version": TRAINING_VERSION - 1}, {}):
+    for version in ({"training_version": store.TRAINING_VERSION - 1}, {}):
         described.pop("training_version", None)
         (found.path / "config.json").write_text(json.dumps(described | version))
         expected = f"is of version {version.get('training_version')} of the training code, and this is version"
