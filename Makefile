@@ -29,8 +29,9 @@ SHELL    := /bin/bash
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DEFAULT_GOAL := help
 
-ifeq ($(filter $(PROFILE),auto $(PROFILES)),)
-$(error Unknown PROFILE '$(PROFILE)': expected one of auto $(PROFILES))
+wanted := $(or $(filter-out auto,$(PROFILE)),$(CONTRASTIVE_PROFILE),auto)
+ifeq ($(filter $(wanted),auto $(PROFILES)),)
+$(error Unknown PROFILE '$(wanted)': expected one of auto $(PROFILES))
 endif
 # For a shell, whatever it holds.
 quoted = '$(subst ','\'',$(1))'
@@ -39,9 +40,9 @@ quoted = '$(subst ','\'',$(1))'
 ifeq ($(shell printf '%s' $(call quoted,$(SEED)) | grep -xE '0|[1-9][0-9]*'),)
 $(error SEED is '$(SEED)': expected a whole number of at least 0, written plainly, such as 0, 1 or 23)
 endif
-# auto: gpu on a GPU of a data centre, told by its GiB of memory as companion.course.profiles does; else cpu
+# auto, as in companion.course.profiles: CONTRASTIVE_PROFILE; else gpu on a GPU of a data centre, told by its GiB of memory; else cpu
 DATA_CENTRE := 36
-profile := $(or $(filter-out auto,$(PROFILE)),$(shell nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | awk 'NR == 1 && $$1 + 0 >= $(DATA_CENTRE) * 1024 {found = "gpu"} END {print found ? found : "cpu"}'))
+profile := $(or $(filter-out auto,$(wanted)),$(shell nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | awk 'NR == 1 && $$1 + 0 >= $(DATA_CENTRE) * 1024 {found = "gpu"} END {print found ? found : "cpu"}'))
 
 # What overrides a profile's own settings goes to a results folder of its own (companion.course.profiles names it).
 slug   := $(shell printf '%s' $(call quoted,$(DATASET)) | sed 's|^imagefolder:||; s|/*$$||; s|.*/||' | tr 'A-Z' 'a-z' | tr -sc 'a-z0-9' '-' | sed 's/^-//; s/-$$//')
@@ -78,7 +79,7 @@ help: ## print this help
 	@echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "  PROFILE    auto $(PROFILES); auto is gpu on a GPU of $(DATA_CENTRE) GiB or more, else cpu"
+	@echo "  PROFILE    auto $(PROFILES); auto is what CONTRASTIVE_PROFILE says, else gpu on a GPU of $(DATA_CENTRE) GiB or more, else cpu"
 	@echo "  NOTEBOOKS  numbers of notebooks to run; default: all"
 	@echo "  CLAIMS     ids of claims, or what several begin with up to a dot: run the notebooks that test them"
 	@echo "  DATA       folder with data sets that you have already"
@@ -135,7 +136,7 @@ reference: ## record the experiments of `cpu` with ten seeds in results/referenc
 	@exec $(MAKE) reproduce PROFILE=$(or $(filter long,$(profile)),reference) CLAIMS= \
 	  NOTEBOOKS='$(if $(strip $(named)),$(chosen),$(if $(filter long,$(profile)),08 09 13,02 03 04 05 07 08 09 10 11 12))'
 
-merge: $(ready) ## add what another machine computed to results/reference/: FROM=user@host:path/to/results INTO=gpu-cifar10-jpeg
+merge: $(ready) ## add what another machine computed to results/reference/: FROM=user@host:path/to/results INTO=gpu
 	@$(py) -m companion.course.merge $(if $(WEIGHTS),--weights) -- $(call quoted,$(FROM)) $(call quoted,$(INTO))
 
 notebooks: $(call executed,$(chosen))

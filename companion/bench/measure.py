@@ -146,6 +146,9 @@ def race(loss: str, trials: dict, n: int, device: str, autocast: bool) -> dict[s
                 times[name] += [statistics.median(turn)] if number else []
                 continue
             del times[name]
+    if device == "cuda":  # the next contender is tried in a process of its own, beside this one
+        del inputs
+        torch.cuda.empty_cache()
     return times
 
 

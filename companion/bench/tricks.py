@@ -33,7 +33,7 @@ RECORD = Config(
 )  # fmt: skip
 
 TRICKS = {  # name → what it is, and the values that undo it
-    "bf16": ("convolutions and matrix products in bfloat16, not float32", {"precision": "32-true"}),
+    "bf16": ("convolutions and matrix products in bfloat16, not TF32 and float32", {"precision": "32-true"}),
     "graph": ("the forward and backward pass of a step as one CUDA graph", {"graph": False}),
     "compile": ("the encoder by torch.compile, which joins batch norm with what follows it", {"compiled": False}),
     "small-first": ("three quarters of the pixels a side in the first half of the epochs", {"small_first": 0.0}),

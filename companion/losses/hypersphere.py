@@ -12,6 +12,8 @@ from companion.losses._inputs import loss, not_negative
 from companion.losses._pairs import SameInstance, log_sum_exp
 from companion.similarity import cosine
 
+HUNGRY = ("cuda",)  # kinds of device on which the backward pass of torch.pdist holds n · n · d numbers
+
 
 @loss(alpha=positive)
 def align(u: Tensor, v: Tensor, *, alpha: float = 2) -> Tensor:
@@ -27,7 +29,7 @@ def align(u: Tensor, v: Tensor, *, alpha: float = 2) -> Tensor:
         Scalar in [0, 2^α]; 0 is perfect alignment.
 
     Raises:
-        CompanionError: if the embeddings are not two finite (n, d) views, or α is not positive.
+        CompanionError: if the embeddings are not two finite (n, d) views with n ≥ 2, or α is not positive.
     """
     distance = (F.normalize(u, dim=1) - F.normalize(v, dim=1)).norm(dim=1)
     if isinstance(alpha, Tensor) or alpha < 1:  # at 0 the slope is infinite then: views that coincide are left alone
@@ -53,7 +55,8 @@ def uniform(z: Tensor, *, t: float = 2, tile: int | None = None) -> Tensor:
         CompanionError: if ``z`` is not (n, d), finite, with n >= 2, or t is not positive.
     """
     n = len(z)
-    if (tile := tiled.side(z, z, tile, cosine)) is not None:  # -t‖z_i - z_j‖² = 2t z_iᵀz_j - 2t
+    tile = tiled.side(z, z, tile, cosine)
+    if tile is not None or z.device.type in HUNGRY:  # -t‖z_i - z_j‖² = 2t z_iᵀz_j - 2t
         return (
             log_sum_exp(z, z, 1 / (2 * t), cosine, SameInstance(n), tile).logsumexp(dim=0)
             - 2 * t

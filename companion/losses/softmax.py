@@ -217,7 +217,8 @@ def simple(
         Scalar, mean over n anchors.
 
     Raises:
-        CompanionError: if the embeddings are not two finite views, λ is negative, or `keep` is outside 1 … n - 1.
+        CompanionError: if the embeddings are not two finite views with n >= 2, λ is negative, or `keep` is outside
+            1 … n - 1.
     """
     if keep is None:
         negatives = total(lambda s: s, u, v, similarity, SameInstance(len(u)), tile=tile)

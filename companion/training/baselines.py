@@ -59,7 +59,8 @@ def table(
 
     Args:
         runs: finished runs.
-        beside: with False, no baselines, and no accuracies either, which would say nothing without them.
+        beside: with False, no baselines, and so none of the encoder's own accuracies (``linear_…``, ``knn_…``), which
+            would say nothing without them.
         accuracies: of the baselines, if not from the store.
     """
     runs = list(runs)

@@ -66,6 +66,7 @@ class _Captured:
 
     def __init__(self, step: Callable[[Batch], Tensor], method):
         self.step, self.method, self.shapes = step, method, None
+        self.stream = torch.cuda.Stream()  # of all that is not a replay: memory that is kept belongs to a stream
 
     def __call__(self, batch: Batch) -> Tensor:
         shapes = [tensor.shape for tensor in batch]
@@ -82,16 +83,16 @@ class _Captured:
         return self.loss
 
     def _aside(self, batch: Batch) -> Tensor:
-        """An ordinary step on a stream of its own: what it allocates is then not bound to the stream of the others."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        """An ordinary step on the stream of the capture: what it allocates is then not bound to that of the others."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
             loss = self.step(batch)
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self.stream)
         return loss
 
     def _capture(self, batch: Batch) -> None:
         self.batch, self.graph = Batch(*(tensor.clone() for tensor in batch)), torch.cuda.CUDAGraph()
         self.method.zero_grad()  # so that the graph owns the gradients, and writes instead of adding
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+        # Left to itself torch captures all graphs on one stream, whose matrix products share their workspace.
+        with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
             self.loss = self.step(self.batch)

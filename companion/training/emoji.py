@@ -258,7 +258,8 @@ class Drawings(Views):
 
     def _pairs(self, numbers, chunk, draws):
         n, artists = chunk.images.shape[:2]
-        order, row = torch.rand(n, artists, generator=draws, device=self.device).argsort(1), torch.arange(n)
+        row = torch.arange(n, device=self.device)
+        order = torch.rand(n, artists, generator=draws, device=self.device).argsort(1)
         first, second = (Split(chunk.images[row, order[:, i]], chunk.labels) for i in (0, self.second))
         return self._views(first, draws), self._second(numbers, second, draws)
 

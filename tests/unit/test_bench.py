@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import runpy
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -284,6 +285,22 @@ def test_a_turn_of_short_passes_has_as_many_of_them_as_it_takes_and_counts_their
     assert clock.order == (["a"] * 3 + ["b"] * 2) * 16
     assert times["a"] == [(5 * i + 1) ** 2 for i in range(1, 16)]
     assert times["b"] == [((5 * i + 3) ** 2 + (5 * i + 4) ** 2) / 2 for i in range(1, 16)]
+
+
+def test_a_race_on_a_gpu_leaves_its_memory_to_the_next_contender(monkeypatch):
+    made, emptied = [], []
+
+    def embeddings(*_):
+        leaves = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+        made.extend(weakref.ref(x) for x in leaves)
+        return leaves
+
+    monkeypatch.setattr(bench, "embeddings", embeddings)
+    monkeypatch.setattr(bench, "seconds", lambda *_: 2.0)
+    monkeypatch.setattr(bench, "CONTENDERS", {"x": {"a": lambda device: device}})
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append([x() for x in made]))
+    bench.race("x", {"a": {8: {"seconds": 2.0}}}, 8, "cuda", False)
+    assert emptied == [[None, None]]  # and what is still held could not have been given back
 
 
 def test_what_shrinks_is_taken_to_grow_in_proportion():

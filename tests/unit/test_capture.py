@@ -80,8 +80,9 @@ def events(monkeypatch):
         current.pop()
 
     @contextlib.contextmanager
-    def graph(captured, **options):
-        noted.append(("capture", options))
+    def graph(captured, stream, **options):
+        assert stream is capture_step[-1].stream, "what the steps before it have allocated is not at hand"
+        noted.append((f"capture on {stream.name}", options))
         recorded = []
         step = capture_step[0]
         step.step, ordinary = lambda b: recorded.append(b) or result, step.step
@@ -137,7 +138,7 @@ def test_first_ordinary_steps_on_a_stream_of_their_own_then_one_capture_then_rep
     for number in range(6):
         step(batch(number))
     warm_up = ["side waits for main", "loss on side", "main waits for side"]
-    captured = ("capture", {"capture_error_mode": "thread_local"})
+    captured = ("capture on side", {"capture_error_mode": "thread_local"})
     assert events == [*warm_up * 3, captured, *["replay", "loss on main"] * 3]
 
 
@@ -186,7 +187,7 @@ def test_batches_of_another_shape_are_captured_anew(events):
         given = Batch(*(tensor.repeat(2)[:size] for tensor in batch(number)))
         assert step(given).item() == pytest.approx(method.weight.item() * slope(given), rel=1e-5)
         assert method.weight.grad.item() == pytest.approx(slope(given), rel=1e-5)
-    captured = ("capture", {"capture_error_mode": "thread_local"})
+    captured = ("capture on side", {"capture_error_mode": "thread_local"})
     once = [
         *["side waits for main", "loss on side", "main waits for side"] * 3,
         captured,

@@ -13,6 +13,7 @@ from companion.training import (
     Config,
     Contrastive,
     Labelled,
+    MoCo,
     Pairs,
     SimCLR,
     Supervised,
@@ -33,6 +34,7 @@ METHODS = [
     Contrastive(loss="simple"), Contrastive(loss="simple", keep=3), Contrastive(loss="align_uniform"),
     Labelled(), Labelled(loss="sup_con"), Labelled(loss="sincere"), Labelled(loss="lifted"),
     Labelled(loss="batch_hard"), Labelled(loss="contrastive_margin"), Supervised(),
+    MoCo(queue=32), MoCo(queue=32, batch_norm_groups=2, shuffle=False),
 ]  # fmt: skip
 CONFIG = Config(
     n_train=48, n_validation=12, width=4, projector_hidden=16, projector_dim=8, batch_size=16, epochs=1,
@@ -213,8 +215,11 @@ def test_checkpoints_are_read_onto_the_cpu_wherever_they_were_written(tmp_path, 
 # ---- With a GPU ------------------------------------------------------------------------------------------------------
 
 
+SHUFFLED = MoCo(queue=32, batch_norm_groups=2)  # by draws of the device
+
+
 @pytest.mark.cuda
-@pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{m.title} {getattr(m, 'loss_batch_size', '')}")
+@pytest.mark.parametrize("method", [*METHODS, SHUFFLED], ids=lambda m: f"{m.title} {getattr(m, 'loss_batch_size', '')}")
 def test_a_smoke_run_on_a_gpu(tiny, results, method):
     config = tiny.replace(accelerator="cuda", method=method)
     found = run(config)
@@ -222,7 +227,8 @@ def test_a_smoke_run_on_a_gpu(tiny, results, method):
     assert found.provenance["device"] == torch.cuda.get_device_name()
     u, v, y = found.two_views()  # read back on the CPU
     assert u.device == v.device == y.device == torch.device("cpu")
-    assert found.history["loss"].iloc[-1] < found.history["loss"].iloc[0]
+    if not isinstance(method, MoCo):  # whose first keys are random, and easily told apart
+        assert found.history["loss"].iloc[-1] < found.history["loss"].iloc[0]
     near = run(config.replace(accelerator="cpu")).history["loss"].iloc[0]
     assert found.history["loss"].iloc[0] == pytest.approx(near, rel=0.2, abs=0.05)  # other draws, the same problem
 
@@ -273,7 +279,10 @@ def test_a_captured_step_of_a_compiled_encoder_trains_like_an_ordinary_one():
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("method", [Contrastive(vrns=30), Contrastive(loss="clip", loss_batch_size=8), Supervised()])
+@pytest.mark.parametrize(
+    "method",
+    [Contrastive(vrns=30), Contrastive(loss="clip", loss_batch_size=8), Supervised(), MoCo(queue=32), METHODS[-1]],
+)
 def test_a_captured_step_trains_like_an_ordinary_one(tiny, results, method, monkeypatch):
     # At the usual rate a difference of 1e-5, as kernels of another order make, is one of 2 % after six steps.
     config = tiny.replace(accelerator="cuda", method=method, learning_rate=1e-3)

@@ -368,10 +368,11 @@ def test_what_make_starts_is_a_program(name, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("memory", "profile"),
-    [("8188", "cpu"), ("24564", "cpu"), ("40960", "gpu"), ("81559\n8188", "gpu"), ("[N/A]", "cpu"), (None, "cpu")],
-)
-def test_auto_is_gpu_on_a_gpu_of_a_data_centre_alone(memory, profile, tmp_path):
+    ("memory", "said", "profile"),
+    [("8188", "", "cpu"), ("24564", "", "cpu"), ("40960", "", "gpu"), ("81559\n8188", "", "gpu"), ("[N/A]", "", "cpu"),
+     (None, "", "cpu"), ("81559", "smoke", "smoke")],
+)  # fmt: skip
+def test_auto_is_what_the_environment_says_else_gpu_on_a_gpu_of_a_data_centre_alone(memory, said, profile, tmp_path):
     makefile = (paths.ROOT / "Makefile").read_text()
     assert int(re.search(r"^DATA_CENTRE := (\d+)$", makefile, re.M).group(1)) == profiles.DATA_CENTRE
     pretended = tmp_path / "nvidia-smi"
@@ -381,7 +382,7 @@ def test_auto_is_gpu_on_a_gpu_of_a_data_centre_alone(memory, profile, tmp_path):
         ["make", "-f", "-", "VENV=", "PROFILE=auto", "which"],
         input=makefile + "\nwhich:\n\t@echo $(profile)\n",
         cwd=paths.ROOT, capture_output=True, text=True, check=True,
-        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CONTRASTIVE_PROFILE": said},
     )  # fmt: skip
     assert done.stdout.strip() == profile
 

@@ -1,5 +1,7 @@
 """Tiles give the dense form's value and gradient, for every size of tile, and never hold an n×n matrix."""
 
+import contextlib
+
 import pytest
 import torch
 from loss_cases import ALL, LABELS, NO_SIMILARITY, NO_TILE, call
@@ -8,7 +10,7 @@ from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
 
 from companion import losses
-from companion.losses import _gather, fused, tiled
+from companion.losses import _gather, fused, hypersphere, tiled
 from companion.similarity import arc_length, cosine, euclidean
 
 TILED = [name for name in ALL if name not in NO_TILE]
@@ -124,6 +126,16 @@ def test_gradcheck(name):
 
 def test_uniform():
     assert_same(lambda z, tile: losses.uniform(z, t=3, tile=tile), views()[:1], (1, 3, 8))
+
+
+@pytest.mark.parametrize("way", [contextlib.nullcontext, losses.plain])
+def test_uniform_of_a_device_whose_pdist_is_hungry_is_the_same_without_it(way, monkeypatch):
+    expected = value_and_gradients(lambda z: losses.uniform(z, t=3), views()[:1])
+    monkeypatch.setattr(hypersphere, "HUNGRY", ("cpu",))
+    monkeypatch.setattr(torch, "pdist", None)
+    with way():
+        observed = value_and_gradients(lambda z: losses.uniform(z, t=3), views()[:1])
+    torch.testing.assert_close(observed, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_the_same_tensor_as_both_views():
