@@ -46,6 +46,11 @@ profile := $(or $(filter-out auto,$(wanted)),$(shell nvidia-smi --query-gpu=memo
 
 # What overrides a profile's own settings goes to a results folder of its own (companion.course.profiles names it).
 slug   := $(shell printf '%s' $(call quoted,$(DATASET)) | sed 's|^imagefolder:||; s|/*$$||; s|.*/||' | tr 'A-Z' 'a-z' | tr -sc 'a-z0-9' '-' | sed 's/^-//; s/-$$//')
+ifneq ($(DATASET),)
+ifeq ($(slug),)
+$(error DATASET is '$(DATASET)', a name with neither a letter from a to z nor a digit, by which its results are found: rename it, or name a link to it)
+endif
+endif
 folder := results/$(patsubst long,reference/cpu-long,$(profile:reference=reference/cpu))$(if $(slug),-$(slug))$(if $(filter-out 0,$(SEED)),-seed$(SEED))
 
 all    := $(sort $(basename $(notdir $(wildcard notebooks/*.ipynb))))
@@ -141,7 +146,10 @@ merge: $(ready) ## add what another machine computed to results/reference/: FROM
 
 notebooks: $(call executed,$(chosen))
 
-$(folder)/notebooks/%.ipynb: notebooks/%.ipynb $(wildcard companion/*.py companion/*/*.py companion/*/*/*.py companion/*/*.yaml data/*.jpg data/*.webp data/*.tsv)
+# What is recorded is shown by notebooks of other profiles, and decides.
+recorded := $(filter-out $(folder)/%,$(wildcard results/reference/*/runs.csv results/reference/*/claims.json))
+
+$(folder)/notebooks/%.ipynb: notebooks/%.ipynb $(recorded) $(wildcard companion/*.py companion/*/*.py companion/*/*/*.py companion/*/*.yaml data/*.jpg data/*.webp data/*.tsv)
 	@exec $(py) -m companion.course.execute $< --profile $(profile) --dataset $(call quoted,$(DATASET)) --seed $(SEED)
 
 # What 05 says of all recorded networks waits until the others have recorded theirs.

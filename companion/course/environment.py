@@ -23,7 +23,11 @@ def check() -> list[tuple[str, str, str]]:
     """
     python_ok = sys.version_info >= MINIMUM_PYTHON
     rows = [("Python", platform.python_version(), "OK" if python_ok else "install Python 3.11 or newer")]
-    for text in metadata.requires("contrastive-companion") or []:
+    try:
+        required = metadata.requires("contrastive-companion") or []
+    except metadata.PackageNotFoundError:  # a clone by PYTHONPATH
+        required, rows = [], [*rows, ("contrastive-companion", "not installed", "run `make setup`")]
+    for text in required:
         requirement = Requirement(text)
         if requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in NEEDED):
             rows.append((requirement.name, *_installed(requirement)))

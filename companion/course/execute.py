@@ -5,11 +5,13 @@ Make decides which and when.
 
 import argparse
 import contextlib
+import functools
 import os
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from companion import paths, store
@@ -50,13 +52,16 @@ class _Kernel(AsyncKernelManager):
                 signal.signal(number, stop)
 
 
-def execute(notebook: Path, out: Path, parameters: dict) -> list[str]:
+def execute(notebook: Path, out: Path, parameters: dict, then: Callable[[list[str]], None] = lambda runs: None) -> None:
     """Execute ``notebook`` with papermill into ``out``, beside which a Make dependency file names the runs it used.
 
     On a failing cell the partial notebook is kept as ``<name>.failed.ipynb``.
 
-    Returns:
-        The keys of the runs that it used.
+    Args:
+        notebook: to execute; it stays as it is.
+        out: the executed one.
+        parameters: of its cell of parameters.
+        then: what is done with the keys of the runs that it used, before it counts as done.
 
     Raises:
         CompanionError: if there is no such notebook, or for a parameter that it does not have.
@@ -79,7 +84,7 @@ def execute(notebook: Path, out: Path, parameters: dict) -> list[str]:
     with tempfile.NamedTemporaryFile("r") as used:
         os.environ["CONTRASTIVE_USED_RUNS"] = used.name
         os.environ["CONTRASTIVE_NOTEBOOK"] = notebook.stem
-        os.environ["CONTRASTIVE_PROGRESS"] = os.ttyname(2) if sys.stderr.isatty() else "off"
+        os.environ["CONTRASTIVE_PROGRESS"] = _terminal()
         kernel = {"kernel_manager_class": _Kernel, "extra_arguments": QUIET}
         papermill.execute_notebook(notebook, failed, parameters, progress_bar=False, **kernel)
         runs = sorted({line.strip() for line in used})
@@ -87,8 +92,37 @@ def execute(notebook: Path, out: Path, parameters: dict) -> list[str]:
     prerequisites = [os.path.relpath(paths.runs() / run / "metrics.json") for run in runs]
     rules = [f"{os.path.relpath(out)}: {' '.join(prerequisites)}", *(f"{name}:" for name in prerequisites)]
     store.write(out.with_suffix(".d"), "\n".join(rules).replace("#", r"\#") + "\n")
+    then(runs)
     os.replace(failed, out)  # last: a notebook without its prerequisites would count as done whatever becomes of them
-    return runs
+
+
+def _terminal() -> str:
+    """Where progress is drawn."""
+    try:
+        return os.ttyname(2)
+    except OSError:  # none, or one of another system, as in a container
+        return "off"
+
+
+def record_in(path: Path, dataset: str, name: str, keys: list[str]) -> None:
+    """Add these runs, as far as they are on the data set ``dataset``, to the table of recorded runs at ``path``, and
+    tell those that stand there with other numbers, since what was filed rests on the new ones."""
+    from companion.training.baselines import differing  # torch takes seconds, and most profiles need none of it here
+    from companion.training.config import EMOJI
+    from companion.training.recorded import read, record
+    from companion.training.runs import stored
+
+    runs = [stored(paths.runs() / key, dataset=dataset) for key in keys]
+    own = {run.key: run for run in runs if run.config.dataset in (dataset, EMOJI)}  # others are but probed
+    print(f"{name}: {record(own.values(), path)} runs are recorded", flush=True)
+    rows = read(path)
+    if found := differing(own, rows.set_index("key") if len(rows) else rows):
+        print(
+            f"{name}: {len(found)} runs, such as {found[0]}, came out with other numbers than are recorded, as on "
+            f"another kind of processor. Their rows in {os.path.relpath(path)} stay, and the claims that were filed "
+            "now rest on the new numbers. Remove those rows and run this again to record them, or restore claims.json.",
+            file=sys.stderr,
+        )
 
 
 def normalise(path: Path) -> None:
@@ -118,6 +152,7 @@ def main() -> int:
     name = arguments.notebook.stem
     started = time.monotonic()
     try:
+        then = {}
         if arguments.freeze:
             os.environ["CONTRASTIVE_PROFILE"] = "cpu"
             os.environ["CONTRASTIVE_FRAMES"] = "1"  # all pictures of what a reader can turn
@@ -126,17 +161,11 @@ def main() -> int:
             profile = profiles.load(arguments.profile, dataset=arguments.dataset, seed=arguments.seed)
             out = arguments.out or paths.results() / profile.folder / "notebooks" / arguments.notebook.name
             parameters = {"PROFILE": profile.name, "DATASET": arguments.dataset, "SEED": arguments.seed}
+            if profile.records:
+                table = paths.results() / profile.folder / "runs.csv"
+                then = {"then": functools.partial(record_in, table, profile.base.dataset, name)}
         print(f"{name} …", flush=True)
-        used = execute(arguments.notebook, out, parameters)
-        if not arguments.freeze and profile.records:
-            from companion.training.config import EMOJI  # torch takes seconds, and no other profile needs it here
-            from companion.training.recorded import record
-            from companion.training.runs import stored
-
-            runs = (stored(paths.runs() / key, dataset=profile.base.dataset) for key in used)
-            own = (run for run in runs if run.config.dataset in (profile.base.dataset, EMOJI))  # others are but probed
-            count = record(own, paths.results() / profile.folder / "runs.csv")
-            print(f"{name}: {count} runs are recorded", flush=True)
+        execute(arguments.notebook, out, parameters, **then)
         if arguments.freeze:
             normalise(out)
             os.replace(out, arguments.notebook)

@@ -11,7 +11,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from companion import paths, store
@@ -20,7 +19,7 @@ from companion.errors import CompanionError, command, extra
 from companion.ledger.ledger import STOOD, TAKEN, take_over
 from companion.ledger.ledger import read as read_claims
 from companion.training import data
-from companion.training.baselines import baselines
+from companion.training.baselines import baselines, differing
 from companion.training.config import EMOJI, Config
 from companion.training.encoders import FIXED
 from companion.training.recorded import CHOOSING, HISTORIES, begin_histories, fill, read, record, sound
@@ -125,17 +124,17 @@ class Merge:
         apart = "reference" if self.referenced or self.profile.records else ""  # where what is recorded is written
         if self.sound and not len(self.before) and not apart:
             begin_histories(self.path)
-        self.other = _differing(self.sound, self.before)
+        self.other = differing(self.sound, self.before)
         agreeing = [run for key, run in self.sound.items() if key not in self.other]
         record(agreeing, self.path, identity=self.identity, accuracies=self.accuracies)
         self.filled = fill(self.path, self.accuracies)
         self.after = _rows(self.path)
-        self.other = _differing(self.sound, self.after)
+        self.other = differing(self.sound, self.after)
         try:
             found = read_claims(source / apart / self.folder / "claims.json")
         except CompanionError as error:
             found, self.unread = {}, f"No claim was taken over: {_of_another(error)}"
-        self.claims = take_over(found, self.folder, set(self.after.index) - set(self.other))
+        self.claims = take_over(found, self.folder, set(self.after.index) & set(self.sound) - set(self.other))
 
     def identity(self, dataset: str) -> str:
         """What the data set of a run is, by the runs that are recorded; by the images that lie here if there are none.
@@ -261,17 +260,6 @@ def _rows(path: Path) -> pd.DataFrame:
 def _of_another(error: CompanionError) -> str:
     """What is wrong with a file of another machine, without the advice to whoever owns it."""
     return re.sub(r": remove .*$", ": merge again once it is whole there.", str(error))
-
-
-def _differing(runs: dict[str, Run], rows: pd.DataFrame) -> list[str]:
-    """Keys of the runs that stand in the table with other numbers, beyond the digits that are recorded."""
-    found = []
-    for key in sorted(set(runs) & set(rows.index)):
-        metrics, row = runs[key].metrics, rows.loc[key]
-        pairs = [(float(row[name]), value) for name, value in metrics.items() if name in row.index]
-        if not np.allclose(*zip(*pairs, strict=True), rtol=1e-6, atol=0, equal_nan=True):
-            found.append(key)
-    return found
 
 
 def _grouped(what: str, refused: dict[str, str]) -> list[str]:

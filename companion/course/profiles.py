@@ -168,9 +168,18 @@ def load(name: str = "auto", *, dataset: str = "", seed: int = 0) -> Profile:
 
 
 def slug(dataset: str) -> str:
-    """The name of a data set as part of a folder's name; of an image folder its last folder alone."""
+    """The name of a data set as part of a folder's name; of an image folder its last folder alone.
+
+    Raises:
+        CompanionError: if nothing is left of it.
+    """
     name = paths.without_folder(dataset).removeprefix("imagefolder:")
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    if found := re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"):
+        return found
+    raise CompanionError(
+        f"{name!r} has neither a letter from a to z nor a digit, and its results lie in a folder that is named by "
+        "them: rename it, or name a link to it."
+    )
 
 
 def _planned() -> bool:

@@ -259,7 +259,7 @@ def build(notebooks: Sequence[Path], out: Path) -> list[Path]:
     """
     decks = {path.name for path in notebooks} | {f"{path.stem}.ipynb" for path in out.glob("[!.]*.html")}
     environment = jinja2.Environment(autoescape=False, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(TEMPLATE.read_text())
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     font = next((path.name for path in FONT.glob("*math.woff2")), "")
     made = {}
     for path in notebooks:

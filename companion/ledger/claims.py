@@ -103,7 +103,7 @@ def load() -> dict[str, Claim]:
     Raises:
         CompanionError: for an entry that is malformed, or an id that appears twice.
     """
-    entries = yaml.safe_load(resources.files("companion.ledger").joinpath("claims.yaml").read_text())
+    entries = yaml.safe_load(resources.files("companion.ledger").joinpath("claims.yaml").read_text(encoding="utf-8"))
     claims = {}
     for entry in entries:
         if entry["id"] in claims:

@@ -11,6 +11,7 @@ from scipy import stats
 from companion.errors import CompanionError, whole
 
 LEVEL = 0.95
+EQUAL = 1e-12  # of a value: draws that differ by less differ by rounding alone
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Observed:
         Small both for a value well inside the range and for one well outside. One-sided, by Student's t;
         0 for an identity.
         """
-        if self.standard_error == 0:
+        if self.standard_error <= EQUAL * abs(self.value):
             return 0.0 if self.n == 1 else 0.5**self.n  # draws that do not differ: of the sign test
         distances = [abs(self.value - end) for end in (at_least, at_most) if math.isfinite(end)]
         return float(stats.t.sf(min(distances) / self.standard_error, self.n - 1))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import pandas as pd
 
 from companion.training.config import Config
@@ -74,3 +75,14 @@ def table(
         of_baselines = {f"{name}_accuracy": next(found) for name in configs}
         rows.append({"key": run.key} | run.config.flat() | run.metrics | of_baselines)
     return pd.DataFrame(rows)
+
+
+def differing(runs: dict[str, Run], rows: pd.DataFrame) -> list[str]:
+    """Keys of the runs that stand in the table with other numbers, beyond the digits that are recorded."""
+    found = []
+    for key in sorted(set(runs) & set(rows.index)):
+        metrics, row = runs[key].metrics, rows.loc[key]
+        pairs = [(float(row[name]), value) for name, value in metrics.items() if name in row.index]
+        if not np.allclose(*zip(*pairs, strict=True), rtol=1e-6, atol=0, equal_nan=True):
+            found.append(key)
+    return found

@@ -23,7 +23,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as transforms
 
 from companion import paths, store
-from companion.errors import DAMAGED, CompanionError, choose
+from companion.errors import CompanionError, choose
+from companion.training import places
 from companion.training.config import DATASETS, EMBEDDED, EMOJI
 from companion.training.digits import digits
 
@@ -37,6 +38,7 @@ _TORCHVISION = {  # name → class, keyword arguments of the training and of the
     "stl10-unlabelled": (torchvision.datasets.STL10, {"split": "train+unlabeled"}, {"split": "test"}),
 }
 EUROSAT_TEST = 5  # one image in five of each class, since the authors give no split of their own
+EUROSAT_IMAGES = 27_000
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,8 @@ def identity(name: str) -> str:
         return choose(name, DATASETS, "data set")
     folder = _image_folder(name)
     digest = hashlib.sha256()
-    files = (path for split in ("train", "test") for path in (folder / split).rglob("*"))
+    walks = (os.walk(folder / split, followlinks=True) for split in ("train", "test"))  # as torchvision walks
+    files = (Path(where, file) for walk in walks for where, _, inside in walk for file in inside)
     for path in sorted(path for path in files if path.suffix.lower() in IMG_EXTENSIONS):  # not .DS_Store
         digest.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
     return f"imagefolder:{folder.name}:{digest.hexdigest()[:12]}"
@@ -179,7 +182,7 @@ def _resize(images: Tensor, size: int) -> Tensor:
 def _load_embedded() -> tuple[Split, Split]:
     """One JPEG mosaic of 100 × 100 tiles of 32 × 32 pixels: of the ten rows of each class the first eight are its
     training images, the last two its test images (data/README.md)."""
-    path = _find(EMBEDDED + ".jpg", "Restore data/ from the repository, or rebuild it (data/README.md).")
+    path = places.find(EMBEDDED + ".jpg", "Restore data/ from the repository, or rebuild it (data/README.md).")
     try:
         raw = path.read_bytes()
         if hashlib.sha256(raw).hexdigest() != _EMBEDDED_SHA256:
@@ -199,28 +202,9 @@ def _load_embedded() -> tuple[Split, Split]:
 
 def _load_torchvision(name: str) -> tuple[Split, Split]:
     source, *splits = _TORCHVISION[choose(name, DATASETS, "data set")]
-    return tuple(map(_as_split, _from_roots(name, lambda root, **how: [source(root, **how, **s) for s in splits])))
-
-
-def _from_roots(name: str, read):
-    """``read(root, download=…)`` of the first data folder that holds the set, or else after a download, which one
-    process makes while others wait."""
-    roots = paths.data_roots()
-    for root in roots:
-        try:
-            return read(root, download=False)
-        except DAMAGED:  # not here, or cut off
-            continue
-    try:
-        with store.lock(f"download-{name}"):
-            os.makedirs(roots[0], exist_ok=True)
-            return read(roots[0], download=True)
-    except DAMAGED as error:
-        raise CompanionError(
-            f"{name} was found in none of {', '.join(map(str, roots))}, and downloading it failed ({error}). "
-            "Point DATA= (or CONTRASTIVE_DATA) at a folder that torchvision has filled, or remove the set's own folder "
-            f"there if it is cut off, or use the embedded {EMBEDDED!r}, which needs no download."
-        ) from error
+    return tuple(
+        map(_as_split, places.from_roots(name, lambda root, **how: [source(root, **how, **s) for s in splits]))
+    )
 
 
 def _as_split(dataset) -> Split:
@@ -233,10 +217,18 @@ def _as_split(dataset) -> Split:
     return Split(images.contiguous(), torch.as_tensor(np.asarray(labels)).long())
 
 
+def _eurosat(root: Path, download: bool) -> torchvision.datasets.EuroSAT:
+    """torchvision asks only whether the folder is there, be it cut off or still being unpacked."""
+    found = torchvision.datasets.EuroSAT(str(root), download=download)
+    if len(found.samples) != EUROSAT_IMAGES:
+        raise RuntimeError(f"{root / 'eurosat'} has {len(found.samples):,} images, not {EUROSAT_IMAGES:,}")
+    return found
+
+
 def _load_eurosat(image_size: int) -> tuple[Split, Split]:
     """EuroSAT whole, as torchvision has it: one folder a class. Of each class the last fifth is the test set, in the
     order of the SHA-256 of the file names."""
-    found = _from_roots("eurosat", lambda root, download: torchvision.datasets.EuroSAT(str(root), download=download))
+    found = places.from_roots("eurosat", _eurosat)
     files, labels = np.array([path for path, _ in found.samples]), torch.tensor(found.targets)
     hashes = np.array([hashlib.sha256(Path(path).name.encode()).hexdigest() for path in files])
     test = torch.zeros(len(files), dtype=torch.bool)
@@ -253,7 +245,7 @@ def _image_folder(name: str) -> Path:
     if kind != "imagefolder" or not given:
         choose(name, DATASETS, "data set")
     hint = "An image folder holds train/<class>/*.jpg and test/<class>/*.jpg."
-    folder = _find(str(Path(given).expanduser()), hint)
+    folder = places.find(str(Path(given).expanduser()), hint)
     for split in ("train", "test"):
         if not (folder / split).is_dir():
             raise CompanionError(f"{folder} has no folder {split}/. {hint}")
@@ -291,16 +283,16 @@ def _in_memory(splits: tuple[FileSplit, FileSplit], name: str) -> tuple[Split, S
     """Decode every image once; later runs map the decoded tensors from ``results/cache``."""
     cache = paths.results() / "cache" / f"{name.replace(':', '-')}.safetensors"
     with store.lock(cache.stem):  # several processes start at once; one decodes
+        named = dict(zip(("train_images", "test_images"), splits, strict=True))
         try:
             tensors = safetensors.torch.load_file(cache)
-        except (FileNotFoundError, safetensors.SafetensorError):  # not there yet, or damaged
-            decoded = {split: files[:] for split, files in zip(("train", "test"), splits, strict=True)}
-            tensors = {f"{split}_images": d.images for split, d in decoded.items()}
-            store.write(cache, safetensors.torch.save(tensors))
+            whole = all(len(tensors[name]) == len(files) for name, files in named.items())
+        except (FileNotFoundError, safetensors.SafetensorError, KeyError):  # not there yet, or damaged
+            whole = False
+        if not whole:
+            store.write(cache, safetensors.torch.save({name: files[:].images for name, files in named.items()}))
             tensors = safetensors.torch.load_file(cache)
-    return tuple(
-        Split(tensors[f"{split}_images"], files.labels) for split, files in zip(("train", "test"), splits, strict=True)
-    )
+    return tuple(Split(tensors[name], files.labels) for name, files in named.items())
 
 
 def _read_image(path: str, image_size: int) -> Tensor:
@@ -309,12 +301,3 @@ def _read_image(path: str, image_size: int) -> Tensor:
             return _resize(transforms.pil_to_tensor(image.convert("RGB")), image_size)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # as PIL's readers raise them
         raise CompanionError(f"{path} is not a readable image ({error}): replace or remove it.") from error
-
-
-def _find(name: str, hint: str) -> Path:
-    """An absolute path as it is, a relative one below the current folder or the first data folder that has it."""
-    roots = [Path()] if Path(name).is_absolute() else [*paths.data_roots(), Path.cwd()]
-    candidates = [root / name for root in roots]
-    if found := next((candidate for candidate in candidates if candidate.exists()), None):
-        return found
-    raise CompanionError(f"{name} was found in none of {', '.join(str(c.parent) for c in candidates)}. {hint}")

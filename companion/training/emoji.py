@@ -19,8 +19,9 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from companion.errors import CompanionError, choose, whole
+from companion.training import places
 from companion.training.config import EMOJI
-from companion.training.data import Data, Split, _find, _resize
+from companion.training.data import Data, Split, _resize
 from companion.training.sources import Views, seed
 
 ARTISTS = ("noto", "fluent", "twemoji")
@@ -147,7 +148,7 @@ def concepts(image_size: int = TILE) -> Concepts:
     """
     read = {}
     for name, digest in SHA256.items():
-        path = _find(name, "Restore data/ from the repository, or rebuild it (data/README.md).")
+        path = places.find(name, "Restore data/ from the repository, or rebuild it (data/README.md).")
         read[name] = path.read_bytes()
         if hashlib.sha256(read[name]).hexdigest() != digest:
             raise CompanionError(

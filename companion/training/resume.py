@@ -66,7 +66,8 @@ class Checkpoints:
                 print(f"The checkpoint {path} cannot be used ({why}). {then}.", file=sys.stderr)
                 continue
             self.sound = path == self.path and self.part is None
-            self._count(history)
+            if world() == 1 or dist.get_rank() == 0:
+                self._count(history)
             return history
         return []
 

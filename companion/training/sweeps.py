@@ -196,8 +196,9 @@ def _train_on(fabric: Fabric, config: Config, final: Path) -> None:
     processes.check_alone(fabric)
     started = time.perf_counter()
     partial = _partial(final)
-    for leftover in partial.glob(".*"):  # what a killed process was writing
-        leftover.unlink(missing_ok=True)
+    if fabric.is_global_zero:  # alone, as it writes
+        for leftover in partial.glob(".*"):  # what a killed process was writing
+            leftover.unlink(missing_ok=True)
     images, method = load_data(config), initial(config)
     source = source_of(config, images, fabric.device, rank=fabric.global_rank, world=fabric.world_size)
 

@@ -333,7 +333,8 @@ def work(fabric, folder):
 def launched(request, tmp_path_factory):
     """The number of processes, and what each of them found."""
     folder = tmp_path_factory.mktemp("processes")
-    processes.launch(work, folder, count=request.param, accelerator="cpu")
+    with mock.patch("tempfile.tempdir", str(tmp_path_factory.mktemp("José's folder"))):  # where they meet
+        processes.launch(work, folder, count=request.param, accelerator="cpu")
     return request.param, [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(request.param)]
 
 

@@ -87,6 +87,12 @@ def test_what_runs_when(project):
     assert "Scoreboard, profile smoke" in again.stdout  # printed fresh, though nothing was to be done
 
     assert due(project, "PROFILE=smoke") == []
+    table = project / "results" / "reference" / "gpu" / "runs.csv"
+    table.parent.mkdir(parents=True)
+    table.touch()  # as by `make merge`: any notebook may show what is recorded
+    assert due(project, "PROFILE=smoke") == ["01_trains", "02_prints", "14_scoreboard"]
+    shutil.rmtree(table.parent.parent)
+    assert due(project, "PROFILE=smoke") == []
     (project / "notebooks" / "02_prints.ipynb").touch()
     assert due(project, "PROFILE=smoke") == ["02_prints", "14_scoreboard"]
     assert due(project, "PROFILE=smoke", "NOTEBOOKS=01") == []
@@ -195,18 +201,21 @@ def test_a_notebook_that_is_not_there_is_told(project, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_notebook_whose_prerequisites_cannot_be_written_does_not_count_as_executed(project, tmp_path, monkeypatch):
-    def full(path, content):
+@pytest.mark.parametrize("what", ["prerequisites", "runs"])
+def test_a_notebook_of_which_not_all_can_be_written_does_not_count_as_executed(what, project, tmp_path, monkeypatch):
+    def full(*_):
         raise CompanionError("The disk is full.")
 
-    monkeypatch.setattr(execute.store, "write", full)
+    then = full if what == "runs" else lambda runs: None
+    if what == "prerequisites":
+        monkeypatch.setattr(execute.store, "write", full)
     monkeypatch.setattr(execute.papermill, "execute_notebook", lambda source, out, *_, **__: shutil.copy(source, out))
     for name in ("CONTRASTIVE_USED_RUNS", "CONTRASTIVE_NOTEBOOK", "CONTRASTIVE_PROGRESS", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, "1")  # it sets them itself; they go back afterwards
     with pytest.raises(CompanionError, match="full"):
-        execute.execute(project / "notebooks" / "02_prints.ipynb", tmp_path / "out.ipynb", {"PROFILE": "cpu"})
+        execute.execute(project / "notebooks" / "02_prints.ipynb", tmp_path / "out.ipynb", {"PROFILE": "cpu"}, then)
     assert not (tmp_path / "out.ipynb").exists()
-    assert not list(tmp_path.glob("*.d"))
+    assert len(list(tmp_path.glob("*.d"))) == (what == "runs")
 
 
 def test_help_names_every_target(project):

@@ -111,6 +111,16 @@ def test_the_p_value_is_that_of_a_t_test_against_the_nearest_end():
     assert identity(0.5).p_value(0, 1) == 0
 
 
+@pytest.mark.parametrize("n", [3, 6, 7, 10])
+def test_draws_that_differ_by_rounding_alone_are_equal(n):
+    """The mean of equal values is not always that value, and their standard error then not 0."""
+    for value in (0.7, 0.1, 1 / 3, 1e-15, -2e-15):
+        assert over_seeds([value] * n).p_value(value - abs(value) / 4, math.inf) == 0.5**n
+    tiny = [1e-15, 1.1e-15, 1.2e-15]
+    expected = stats.ttest_1samp(tiny, 0, alternative="greater").pvalue
+    assert over_seeds(tiny).p_value(0, math.inf) == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("value", [0.2, 0.9])
 def test_a_value_outside_its_interval_is_told(value):
     with pytest.raises(CompanionError, match=f"Observed {value} in .* expected a finite value inside"):

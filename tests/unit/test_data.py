@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import scipy.io
 import torch
 from PIL import Image
@@ -266,7 +267,24 @@ def test_a_data_set_that_is_cut_off_is_told_to_be_removed(tmp_path, results, mon
 SIZES = {"Forest": 11, "River": 25, "SeaLake": 7, "Highway": 4}
 
 
+def test_a_eurosat_that_is_cut_off_or_still_being_unpacked_is_not_taken_for_it(tmp_path, results, monkeypatch):
+    for folder, count in (("cut off", 3), ("whole", 5)):
+        for label in ("Forest", "River"):
+            (tmp_path / folder / "eurosat" / "2750" / label).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (8, 8)).save(tmp_path / folder / "eurosat" / "2750" / label / f"{label}_{i}.jpg")
+    monkeypatch.setattr(data, "EUROSAT_IMAGES", 10)
+    monkeypatch.setattr(paths, "data_roots", lambda: [tmp_path / "cut off", tmp_path / "whole"])
+    assert len(data.load("eurosat", image_size=8, n_train=8).train) == 8
+    monkeypatch.setattr(paths, "data_roots", lambda: [tmp_path / "cut off"])
+    with pytest.raises(
+        CompanionError, match=r"has 6 images, not 10\).*remove the set's own folder there if it is cut off"
+    ):
+        data.load("eurosat", image_size=9, n_train=8)
+
+
 def test_eurosat_whole_is_split_by_the_hashes_of_its_names(tmp_path, results, monkeypatch):
+    monkeypatch.setattr(data, "EUROSAT_IMAGES", sum(SIZES.values()))
     pixels, number = {}, 0
     for label, size in SIZES.items():
         (tmp_path / "eurosat" / "2750" / label).mkdir(parents=True)
@@ -372,6 +390,26 @@ def test_a_second_load_reads_decoded_images(image_folder, results, monkeypatch, 
     forget()
     monkeypatch.setattr(data, "_read_image", None)
     assert torch.equal(load(image_folder).train.images, first)
+
+
+def test_decoded_images_of_another_number_are_not_those_of_the_folder(image_folder, results, forget):
+    first = load(image_folder).train.images
+    (cache,) = (results / "cache").glob("*.safetensors")
+    tensors = safetensors.torch.load_file(cache)
+    cache.write_bytes(safetensors.torch.save(tensors | {"train_images": tensors["train_images"][1:]}))
+    forget()
+    assert torch.equal(load(image_folder).train.images, first)
+
+
+def test_classes_that_are_links_are_part_of_what_the_images_are(image_folder, results, forget):
+    """torchvision follows links to folders."""
+    for split in ("train", "test"):
+        (image_folder / split / "dark").rename(image_folder.parent / f"dark {split}")
+        (image_folder / split / "dark").symlink_to(image_folder.parent / f"dark {split}")
+    first = data.identity(f"imagefolder:{image_folder}")
+    (image_folder.parent / "dark train" / "0.png").unlink()
+    forget()
+    assert data.identity(f"imagefolder:{image_folder}") != first
 
 
 def test_an_image_folder_that_is_nowhere_has_no_test_split_or_a_broken_image(image_folder, results, tmp_path):

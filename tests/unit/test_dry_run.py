@@ -110,7 +110,7 @@ def test_runs_that_are_there_count_as_such_and_speak_for_themselves(tmp_path, re
 
 def test_neither_a_device_nor_data_are_needed(tmp_path, results, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(data, "_from_roots", lambda *a: pytest.fail("it looked for the data set"))
+    monkeypatch.setattr(data.places, "from_roots", lambda *a: pytest.fail("it looked for the data set"))
     path = notebook(
         tmp_path, "images = training.load_data(profile.base)\ntraining.sweep(profile.configs()[: len(images.test)])"
     )

@@ -127,6 +127,15 @@ def test_merged_again_it_changes_nothing_and_later_runs_are_added(there, here):
     assert set(json.loads((here / "gpu" / "claims.json").read_text())) == {CLAIM}
 
 
+def test_runs_that_were_recorded_before_do_not_vouch_for_claims_that_come_without_them(there, here):
+    """Nobody knows then with which numbers those were made."""
+    merge.merge(str(there), "gpu")
+    (here / "gpu" / "claims.json").unlink()
+    shutil.rmtree(there / "runs" / names(there)[0])
+    assert "Refused, 1 claim, 1 of its 3 runs are not recorded, or with other numbers" in merge.merge(str(there), "gpu")
+    assert not (here / "gpu" / "claims.json").exists()
+
+
 def edit(name, **changes):
     def damage(run):
         values = json.loads((run / name).read_text())

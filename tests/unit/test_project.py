@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 
 from companion import losses, paths
 from companion.course import profiles
+from companion.errors import CompanionError
 from companion.training import Config, data, encoders
 from companion.training.config import DATASETS, EMBEDDED, EMOJI
 from companion.training.methods import contrastive, labelled
@@ -40,7 +41,7 @@ ROOMS = [
     "bench",
 ]
 FILES = {
-    "training": ["settings", "augment", "encoders", "methods", "config", "digits", "data", "sources", "emoji",
+    "training": ["settings", "augment", "encoders", "methods", "config", "digits", "places", "data", "sources", "emoji",
                  "progress", "provenance", "planned", "probe", "retrieval", "pixels", "pairs", "checkpoint", "capture",
                  "resume", "processes", "loop", "runs", "standins", "published", "engines", "sweeps", "baselines",
                  "recorded", "rates"],
@@ -355,6 +356,17 @@ def test_makefile_and_package_agree(monkeypatch):
         text = makefile + "\nwhere:\n\t@echo $(folder)\n"
         done = subprocess.run(command, input=text, cwd=paths.ROOT, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == f"results/{profiles.load(name, dataset=dataset, seed=seed).folder}"
+
+
+def test_a_data_set_by_whose_name_no_folder_can_be_named_is_told():
+    nameless = "imagefolder:/data/фото/"
+    done = subprocess.run(
+        ["make", "VENV=", f"DATASET={nameless}", "help"], cwd=paths.ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert f"DATASET is '{nameless}', a name with neither a letter from a to z nor a digit" in done.stderr
+    with pytest.raises(CompanionError, match="'фото' has neither a letter from a to z nor a digit"):
+        profiles.load("cpu", dataset=nameless)
 
 
 @pytest.mark.parametrize("name", sorted({*re.findall(r"-m (companion[\w.]*)", (paths.ROOT / "Makefile").read_text())}))

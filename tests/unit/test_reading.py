@@ -85,6 +85,14 @@ def test_the_machine_is_ready():
     assert [row for row in rows if row[2] != "OK"] == []
 
 
+def test_a_clone_that_is_not_installed_is_told(monkeypatch):
+    def requires(name):
+        raise environment.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(environment.metadata, "requires", requires)
+    assert ("contrastive-companion", "not installed", "run `make setup`") in environment.check()
+
+
 def test_what_is_missing_or_too_old_is_named(monkeypatch):
     monkeypatch.setattr(environment.metadata, "requires", lambda _: ["torch>=99", "nonsuch>=1", "ray>=1; extra == 'x'"])
     rows = {what: todo for what, _, todo in environment.check()}

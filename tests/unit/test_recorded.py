@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from companion import paths
+from companion.course import execute
 from companion.errors import CompanionError
 from companion.training import Config, baselines, recorded, run, sweep, table
 from companion.training.config import from_json
@@ -44,6 +45,19 @@ def test_what_was_recorded_is_read_as_a_table_of_runs(quick, path):
     assert set(rows["data"]) == {"eurosat-subset"}
     assert {"torch", "commit", "device", "seconds"} <= set(rows)
     assert sorted(from_json(text).seed for text in rows["config"]) == [100, 101]
+
+
+def test_runs_that_came_out_with_other_numbers_than_are_recorded_are_told(quick, path, capsys):
+    same, other = sweep([quick, quick.replace(seed=1)])
+    execute.record_in(path, quick.dataset, "01_x", [same.key, other.key])
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("01_x: 2 runs are recorded\n", "")
+    before = path.read_bytes()
+    (other.path / "metrics.json").write_text(json.dumps(other.metrics | {"negative_variance": 0.5}))
+    execute.record_in(path, quick.dataset, "01_x", [same.key, other.key])
+    told = capsys.readouterr().err
+    assert f"01_x: 1 runs, such as {other.key}, came out with other numbers than are recorded" in told
+    assert path.read_bytes() == before
 
 
 def test_runs_are_added_and_stay_as_they_were_recorded(quick, path, forget):
