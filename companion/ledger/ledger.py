@@ -28,6 +28,7 @@ class Ledger:
         self.profile = profile
         self.folder = paths.results() / profile.folder
         self._checked: dict[str, dict] = {}
+        self._asked: set[str] = set()  # notebooks of the claims that were asked for
 
     def check(
         self, id: str, observed: Observed, *, quantity: str, runs: pd.DataFrame | Iterable[pd.DataFrame] = ()
@@ -79,6 +80,7 @@ class Ledger:
             CompanionError: for an id that the ledger does not have.
         """
         claim = load()[choose(id, load(), "claim")]
+        self._asked.add(claim.notebook)
         return (
             self.profile.tests_as in claim.profiles and not self.profile.tag and not self._left(claim, self.recorded())
         )
@@ -145,7 +147,7 @@ class Ledger:
         profiles that test it.
         """
         records, recorded = self.records() if everything else self._checked, self.recorded()
-        notebooks = {load()[id].notebook for id in records}
+        notebooks = {load()[id].notebook for id in records} | self._asked
         rows = [
             self._row(claim, records.get(claim.id), recorded)
             for claim in load().values()

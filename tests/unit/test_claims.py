@@ -336,6 +336,19 @@ def test_what_the_recorded_runs_foretell_agrees(book, results):
         book.table()
 
 
+def test_a_notebook_whose_claims_are_all_left_to_recorded_runs_shows_them(book, results):
+    recorded = {"left": {"value": 0.55, "low": 0.5, "high": 0.6, "n": 10, "verdict": "reproduced"}}
+    (results / "reference" / "smoke").mkdir(parents=True)
+    (results / "reference" / "smoke" / "claims.json").write_text(json.dumps(recorded))
+    ledger_module.load()["left"] = claim(id="left", notebook="99_all_left", recorded_only=True)
+    ledger_module.load()["another"] = claim(id="another", notebook="98_other", recorded_only=True)
+    assert len(book.table()) == 0
+    assert not book.tests("left")
+    table = book.table()
+    assert list(table.index) == ["left"]
+    assert table.loc["left", ["recorded", "verdict"]].tolist() == ["0.550 [0.500, 0.600]", "reproduced"]
+
+
 def test_nothing_is_recorded_for_another_data_set_or_seed(results, monkeypatch):
     monkeypatch.setattr(paths, "reference", lambda: results / "reference")
     (results / "reference" / "cpu").mkdir(parents=True)
@@ -446,7 +459,8 @@ def test_what_is_left_to_the_recorded_runs_is_tested_here_only_where_there_are_n
     row = book.table(everything=True).loc[id]
     assert row[["here", "n", "recorded n", "verdict"]].tolist() == ["", "", 10, "reproduced"]
     assert "gain in accuracy, DCL" in scoreboard.text(book)
-    assert book.table().empty  # nothing of its notebook was checked
+    assert list(book.table().index) == [id]  # it was asked for
+    assert Ledger(profiles.load("cpu")).table().empty
     book.check(
         "lee2025.fig4.simclr", Observed(0.0, -0.1, 0.1, 3), quantity="gain in accuracy, SimCLR, m = 32", runs=runs()
     )
