@@ -152,6 +152,21 @@ def test_learning_rates_are_chosen_with_and_without_the_term_at_both_temperature
     agrees(claims["companion.tuned.rate.step"], minus(apart_at_one, apart), *own.values(), *one.values())
 
 
+def test_learning_rates_are_chosen_after_the_longer_training_too(table, claims):
+    def side(tau, rate, seeds=SEEDS):
+        return Side(table, LONG, ("nt_xent", 32, tau, *([rate] if rate != 0.5 else [])), 0.0, seeds)
+
+    rates = (0.125, 0.25, 0.5, 1.0, 2.0)
+    own = {
+        tau: side(tau, max(rates, key=lambda rate: statistics.fmean(side(tau, rate, CHOOSING)["held out"])))
+        for tau in (0.2, 2.0)
+    }
+    one = {tau: side(tau, 0.5) for tau in own}
+    apart, apart_at_one = (minus(x[0.2]["accuracy"], x[2.0]["accuracy"]) for x in (own, one))
+    agrees(claims["companion.long.tuned.rate.temperature"], apart, *own.values())
+    agrees(claims["companion.long.tuned.rate.step"], minus(apart_at_one, apart), *own.values(), *one.values())
+
+
 def test_colours_after_the_longer_training(table, claims):
     simclr = Side(table, LONG, "simclr")
     assert set(simclr["colours"]) == {table[32, "colours"]}
@@ -161,8 +176,8 @@ def test_colours_after_the_longer_training(table, claims):
 def test_every_such_claim_was_looked_at(claims):
     asked = {id for id in load() if id.startswith(("companion.long.", "companion.tuned."))}
     assert asked == {id for id in claims if id.startswith(("companion.long.", "companion.tuned."))}
-    # colours; one change at a time; chosen weights after either training; τ too; rates
-    assert len(asked) == 1 + 4 + 6 + 5 + 4 + 4
+    # colours; one change at a time; chosen weights after either training; τ too; rates after either
+    assert len(asked) == 1 + 4 + 6 + 5 + 4 + 4 + 2
 
 
 @pytest.mark.parametrize("folder", ["cpu", "cpu-long", "cpu-cifar10-jpeg"])
