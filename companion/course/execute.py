@@ -120,7 +120,8 @@ def record_in(path: Path, dataset: str, name: str, keys: list[str]) -> None:
         print(
             f"{name}: {len(found)} runs, such as {found[0]}, came out with other numbers than are recorded, as on "
             f"another kind of processor. Their rows in {os.path.relpath(path)} stay, and the claims that were filed "
-            "now rest on the new numbers. Remove those rows and run this again to record them, or restore claims.json.",
+            "now rest on the new numbers. Remove those rows and the executed notebook and run this again to record "
+            "them, or restore claims.json.",
             file=sys.stderr,
         )
 

@@ -134,7 +134,7 @@ class Merge:
             found = read_claims(source / apart / self.folder / "claims.json")
         except CompanionError as error:
             found, self.unread = {}, f"No claim was taken over: {_of_another(error)}"
-        self.claims = take_over(found, self.folder, set(self.after.index) & set(self.sound) - set(self.other))
+        self.claims = take_over(found, self.folder, set(self.after.index) - set(self.other) - set(self.refused))
 
     def identity(self, dataset: str) -> str:
         """What the data set of a run is, by the runs that are recorded; by the images that lie here if there are none.

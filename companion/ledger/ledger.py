@@ -233,7 +233,7 @@ def _untenable(claim: Claim, record: dict, runs: set[str]) -> str:
         return "it does not say on which runs it rests"
     if absent := sorted(keys - runs):
         return (
-            f"{len(absent)} of its {len(keys)} runs are not recorded, or with other numbers than it was made from; the "
+            f"{len(absent)} of its {len(keys)} runs are not recorded, or came damaged or with other numbers; the "
             f"first is {absent[0]}"
         )
     expected = verdict(claim, observed(record))

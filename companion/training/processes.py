@@ -123,8 +123,9 @@ def _start(rank: int, count: int, accelerator: str, precision: str, meeting: Pat
     # They meet by a file, for a port that is free now may be taken when they need it.
     on = {"device_id": torch.device("cuda", rank)} if accelerator == "cuda" else {}
     backend = "nccl" if accelerator == "cuda" else "gloo"
-    meet = {"store": dist.FileStore(str(meeting), count), "rank": rank, "world_size": count}
-    dist.init_process_group(backend, timeout=PATIENCE, **meet, **on)
+    place = dist.FileStore(str(meeting), count)
+    place.set_timeout(PATIENCE)  # torch sets that of its own stores alone
+    dist.init_process_group(backend, store=place, rank=rank, world_size=count, timeout=PATIENCE, **on)
     # Every process computes the same buffers of the same numbers: none, MoCo's queue least, is sent at each step.
     sync = "forward_sync_buffers"  # as newer versions of torch have it
     sync = sync if sync in inspect.signature(nn.parallel.DistributedDataParallel).parameters else "broadcast_buffers"

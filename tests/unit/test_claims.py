@@ -338,6 +338,7 @@ def test_what_the_recorded_runs_foretell_agrees(book, results):
 
 def test_a_notebook_whose_claims_are_all_left_to_recorded_runs_shows_them(book, results):
     recorded = {"left": {"value": 0.55, "low": 0.5, "high": 0.6, "n": 10, "verdict": "reproduced"}}
+    recorded["another"] = recorded["left"]
     (results / "reference" / "smoke").mkdir(parents=True)
     (results / "reference" / "smoke" / "claims.json").write_text(json.dumps(recorded))
     ledger_module.load()["left"] = claim(id="left", notebook="99_all_left", recorded_only=True)

@@ -127,13 +127,20 @@ def test_merged_again_it_changes_nothing_and_later_runs_are_added(there, here):
     assert set(json.loads((here / "gpu" / "claims.json").read_text())) == {CLAIM}
 
 
-def test_runs_that_were_recorded_before_do_not_vouch_for_claims_that_come_without_them(there, here):
-    """Nobody knows then with which numbers those were made."""
+def test_runs_that_were_recorded_before_do_not_vouch_for_claims_that_come_with_damaged_ones(there, here):
+    """Nobody knows then with which numbers those were made. Runs that did not come along are taken as recorded: they
+    may have been read from the table there too."""
     merge.merge(str(there), "gpu")
     (here / "gpu" / "claims.json").unlink()
-    shutil.rmtree(there / "runs" / names(there)[0])
-    assert "Refused, 1 claim, 1 of its 3 runs are not recorded, or with other numbers" in merge.merge(str(there), "gpu")
+    first, second, _ = (there / "runs" / name for name in names(there))
+    metrics = (first / "metrics.json").read_text()
+    (first / "metrics.json").write_text("{")
+    shutil.rmtree(second)
+    assert "Refused, 1 claim, 1 of its 3 runs are not recorded, or came damaged" in merge.merge(str(there), "gpu")
     assert not (here / "gpu" / "claims.json").exists()
+    (first / "metrics.json").write_text(metrics)
+    merge.merge(str(there), "gpu")
+    assert set(json.loads((here / "gpu" / "claims.json").read_text())) == {CLAIM}
 
 
 def edit(name, **changes):
@@ -241,7 +248,7 @@ def test_a_run_that_is_recorded_with_other_numbers_stays_and_carries_no_claim(th
     edit("metrics.json", negative_variance=0.5)(there / "runs" / key)
     told = merge.merge(str(there), "gpu")
     assert f"Recorded before with other numbers, and left so: {key}." in told
-    assert "1 of its 3 runs are not recorded, or with other numbers than it was made from" in told
+    assert "1 of its 3 runs are not recorded, or came damaged or with other numbers" in told
     assert contents(here) == before
 
 
