@@ -52,7 +52,7 @@ class _Kernel(AsyncKernelManager):
                 signal.signal(number, stop)
 
 
-def execute(notebook: Path, out: Path, parameters: dict, then: Callable[[list[str]], None] = lambda runs: None) -> None:
+def execute(notebook: Path, out: Path, parameters: dict, then: Callable[[list[str]], None] | None = None) -> None:
     """Execute ``notebook`` with papermill into ``out``, beside which a Make dependency file names the runs it used.
 
     On a failing cell the partial notebook is kept as ``<name>.failed.ipynb``.
@@ -92,7 +92,8 @@ def execute(notebook: Path, out: Path, parameters: dict, then: Callable[[list[st
     prerequisites = [os.path.relpath(paths.runs() / run / "metrics.json") for run in runs]
     rules = [f"{os.path.relpath(out)}: {' '.join(prerequisites)}", *(f"{name}:" for name in prerequisites)]
     store.write(out.with_suffix(".d"), "\n".join(rules).replace("#", r"\#") + "\n")
-    then(runs)
+    if then:
+        then(runs)
     os.replace(failed, out)  # last: a notebook without its prerequisites would count as done whatever becomes of them
 
 
@@ -153,7 +154,7 @@ def main() -> int:
     name = arguments.notebook.stem
     started = time.monotonic()
     try:
-        then = {}
+        then = None
         if arguments.freeze:
             os.environ["CONTRASTIVE_PROFILE"] = "cpu"
             os.environ["CONTRASTIVE_FRAMES"] = "1"  # all pictures of what a reader can turn
@@ -164,9 +165,9 @@ def main() -> int:
             parameters = {"PROFILE": profile.name, "DATASET": arguments.dataset, "SEED": arguments.seed}
             if profile.records:
                 table = paths.results() / profile.folder / "runs.csv"
-                then = {"then": functools.partial(record_in, table, profile.base.dataset, name)}
+                then = functools.partial(record_in, table, profile.base.dataset, name)
         print(f"{name} …", flush=True)
-        execute(arguments.notebook, out, parameters, **then)
+        execute(arguments.notebook, out, parameters, then)
         if arguments.freeze:
             normalise(out)
             os.replace(out, arguments.notebook)

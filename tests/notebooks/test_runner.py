@@ -206,7 +206,7 @@ def test_a_notebook_of_which_not_all_can_be_written_does_not_count_as_executed(w
     def full(*_):
         raise CompanionError("The disk is full.")
 
-    then = full if what == "runs" else lambda runs: None
+    then = full if what == "runs" else None
     if what == "prerequisites":
         monkeypatch.setattr(execute.store, "write", full)
     monkeypatch.setattr(execute.papermill, "execute_notebook", lambda source, out, *_, **__: shutil.copy(source, out))
