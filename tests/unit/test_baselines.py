@@ -70,7 +70,7 @@ def test_the_batch_of_the_encoder_with_labels_never_exceeds_the_images(tiny):
     assert baselines(tiny.replace(n_train=4000, batch_size=1024))["supervised"].batch_size == BATCH_SIZE
 
 
-# Learning rate and seed of the networks with labels, trained for longer, that rows wait for: none but these, each of them.
+# Learning rate and seed of the networks with labels, trained for longer, that rows wait for: these, and no others.
 TO_BE_TRAINED = {(rate, seed) for rate in (0.125, 0.25, 1.0, 2.0) for seed in (1000, 1001, 1002)}
 TO_BE_TRAINED |= {(rate, seed) for rate in (0.125, 1.0) for seed in range(104, 110)}
 
